@@ -1,0 +1,19 @@
+//! Virtio devices and their transport (Virtual I/O Device version 1.2; chapter numbers in this
+//! module are that document's).
+
+pub mod device;
+pub mod mmio;
+pub mod queue;
+pub mod rng;
+pub mod vsock;
+
+pub use device::{
+    ActivateError, DeviceError, DeviceIo, Progress, RestoreDeviceError, SaveDeviceError,
+    VirtioDevice, VirtioDeviceState,
+};
+pub use mmio::{
+    MMIO_DEVICE_SIZE_BYTES, MmioTransport, MmioTransportState, NOTIFY_OFFSET, TransportError,
+};
+pub use queue::{QueueError, Virtqueue};
+pub use rng::Rng;
+pub use vsock::{Vsock, VsockConfig, VsockConnectError, VsockError, VsockHandle};

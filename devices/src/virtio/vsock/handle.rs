@@ -1,0 +1,117 @@
+//! The way for other threads of the process to connect streams to the guest.
+
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+
+use thiserror::Error;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// Streams that wait for the event loop at most.
+const INBOX_STREAMS: usize = 64;
+
+/// Why a stream could not be connected.
+#[derive(Debug, Error)]
+pub enum VsockConnectError {
+    /// The event loop does not keep up, or does not run.
+    #[error("{INBOX_STREAMS} connections wait for the vsock device already: try again later")]
+    Busy,
+    /// The virtual machine is gone.
+    #[error("the vsock device is gone")]
+    Gone,
+    /// The host failed.
+    #[error("cannot hand a connection to the vsock device")]
+    Io(#[from] std::io::Error),
+}
+
+/// Numbers of connections, for those who wait until all are gone.
+#[derive(Debug, Default)]
+pub(super) struct ConnectionCounts {
+    /// Handed in and not yet looked at.
+    pub(super) waiting: AtomicUsize,
+    /// In the device.
+    pub(super) live: AtomicUsize,
+}
+
+/// A stream on its way to the device.
+#[derive(Debug)]
+pub(super) struct ConnectRequest {
+    pub(super) guest_port: u32,
+    pub(super) stream: UnixStream,
+}
+
+/// Connects streams to the guest of one socket device, from any thread.
+#[derive(Clone, Debug)]
+pub struct VsockHandle {
+    sender: SyncSender<ConnectRequest>,
+    evt: Arc<EventFd>,
+    counts: Arc<ConnectionCounts>,
+}
+
+impl VsockHandle {
+    /// Connects `stream` to `guest_port`: keep one half of a `UnixStream::pair` and hand in the
+    /// other. There is no handshake line in either direction. Bytes may be written at once, and
+    /// are delivered when the guest has accepted. If it refuses, or no driver is up, the stream
+    /// is closed: the other half reads the end of the stream.
+    ///
+    /// # Errors
+    /// When too many streams wait, the device is gone, or the stream cannot be made non-blocking.
+    pub fn connect(&self, guest_port: u32, stream: UnixStream) -> Result<(), VsockConnectError> {
+        stream.set_nonblocking(true)?;
+        self.counts.waiting.fetch_add(1, Ordering::SeqCst);
+        let sent = self.sender.try_send(ConnectRequest { guest_port, stream });
+        if let Err(err) = sent {
+            self.counts.waiting.fetch_sub(1, Ordering::SeqCst);
+            return Err(match err {
+                TrySendError::Full(_) => VsockConnectError::Busy,
+                TrySendError::Disconnected(_) => VsockConnectError::Gone,
+            });
+        }
+        self.evt.write(1)?;
+        Ok(())
+    }
+
+    /// Connections that either side has not let go of. Of 0 it follows that a snapshot taken now
+    /// tells the guest of no reset.
+    pub fn connection_count(&self) -> usize {
+        // In this order: one that moves on meanwhile is counted twice, not missed.
+        self.counts.waiting.load(Ordering::SeqCst) + self.counts.live.load(Ordering::SeqCst)
+    }
+}
+
+/// The device's end.
+#[derive(Debug)]
+pub(super) struct Inbox {
+    receiver: Receiver<ConnectRequest>,
+    pub(super) evt: Arc<EventFd>,
+    pub(super) counts: Arc<ConnectionCounts>,
+}
+
+impl Inbox {
+    pub(super) fn new() -> std::io::Result<(Self, VsockHandle)> {
+        let (sender, receiver) = sync_channel(INBOX_STREAMS);
+        let evt = Arc::new(EventFd::new(EFD_NONBLOCK)?);
+        let counts = Arc::new(ConnectionCounts::default());
+        let handle = VsockHandle {
+            sender,
+            evt: Arc::clone(&evt),
+            counts: Arc::clone(&counts),
+        };
+        let inbox = Self {
+            receiver,
+            evt,
+            counts,
+        };
+        Ok((inbox, handle))
+    }
+
+    /// The next stream. The caller says [`taken`](Self::taken) once it is in the device's count.
+    pub(super) fn next(&self) -> Option<ConnectRequest> {
+        self.receiver.try_recv().ok()
+    }
+
+    pub(super) fn taken(&self) {
+        self.counts.waiting.fetch_sub(1, Ordering::SeqCst);
+    }
+}
