@@ -1,0 +1,377 @@
+//! The `memory-index` file: which pages of guest memory are zero, and the CRC32C of each page.
+//!
+//! Layout, all integers little-endian:
+//!
+//! ```text
+//! header    magic 8 | layout version u32 | page size u32 | snapshot id 16 | page count u64 |
+//!           crc32c u32, of everything before it and everything after it
+//! bitmap    a bit a page, least significant first, padded with zeros to a byte: 1 is a data page
+//! checksums a u32 a page
+//! ```
+//!
+//! Zero pages have a checksum too, always the same: a page's place in the list is then its number,
+//! and looking one up while a vCPU waits costs no counting.
+
+use crate::checksum::{Crc32c, crc32c};
+use crate::id::SnapshotId;
+use crate::limits::{MAX_MEMORY_BYTES, PAGE_BYTES, PAGE_SIZE};
+
+const MAGIC: [u8; 8] = *b"RVMINDEX";
+const LAYOUT_VERSION: u32 = 1;
+const ID_AT: usize = 16;
+const PAGE_COUNT_AT: usize = 32;
+const CRC_AT: usize = 40;
+const HEADER_BYTES: usize = 44;
+const MAX_PAGES: u64 = MAX_MEMORY_BYTES / PAGE_BYTES;
+
+/// The CRC32C of a page of zeros.
+pub(crate) const ZERO_PAGE_CRC32C: u32 = 0x98f9_4189;
+static ZERO_PAGE: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
+
+/// Why a memory index is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MemoryIndexError {
+    /// The bytes are not a memory index.
+    #[error("not a memory index: it does not begin with its magic number")]
+    Magic,
+    /// The layout of the file is of another version.
+    #[error(
+        "the memory index has layout version {found}, this program reads {LAYOUT_VERSION}: create the snapshot again"
+    )]
+    Layout {
+        /// The version found.
+        found: u32,
+    },
+    /// It was made for pages of another size.
+    #[error("the memory index is for pages of {found_bytes} bytes, this program uses {PAGE_SIZE}")]
+    PageSize {
+        /// The size found.
+        found_bytes: u32,
+    },
+    /// The file is shorter or longer than it says.
+    #[error("the memory index has {actual_bytes} bytes where {expected_bytes} were expected")]
+    Length {
+        /// The length that its header asks for.
+        expected_bytes: u64,
+        /// The length that is there.
+        actual_bytes: u64,
+    },
+    /// It has more pages than a snapshot can have.
+    #[error("the memory index has {page_count} pages: the most is {MAX_PAGES}")]
+    TooManyPages {
+        /// The number of pages.
+        page_count: u64,
+    },
+    /// Its checksum does not match.
+    #[error("the memory index is damaged: crc32c {actual:08x} instead of {expected:08x}")]
+    Checksum {
+        /// The checksum in the file.
+        expected: u32,
+        /// The checksum of what is there.
+        actual: u32,
+    },
+    /// It belongs to another snapshot.
+    #[error("the memory index belongs to snapshot {found}, not to {expected}")]
+    OtherSnapshot {
+        /// The id in the file.
+        found: SnapshotId,
+        /// The id of the snapshot.
+        expected: SnapshotId,
+    },
+    /// It marks a page after the last one.
+    #[error("the memory index marks page {page_index}, which does not exist")]
+    NoSuchPage {
+        /// The page.
+        page_index: u64,
+    },
+    /// It does not fit in memory.
+    #[error("no memory for the {len_bytes} bytes of a memory index")]
+    NoMemory {
+        /// Its length.
+        len_bytes: u64,
+    },
+}
+
+/// Why a page is not the page that was saved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PageError {
+    /// There is no such page.
+    #[error("page {page_index} is not one of the {page_count} pages of the memory file")]
+    OutOfRange {
+        /// The page asked for.
+        page_index: u64,
+        /// How many there are.
+        page_count: u64,
+    },
+    /// What was given is not a page.
+    #[error("a page has {PAGE_SIZE} bytes, not {actual_bytes}")]
+    Length {
+        /// The length given.
+        actual_bytes: usize,
+    },
+    /// A zero page is not zero.
+    #[error("page {page_index} of the memory file is damaged: it was saved as zeros and is not")]
+    NotZero {
+        /// The page.
+        page_index: u64,
+    },
+    /// A data page has another checksum.
+    #[error(
+        "page {page_index} of the memory file is damaged: crc32c {actual:08x} instead of {expected:08x}"
+    )]
+    Checksum {
+        /// The page.
+        page_index: u64,
+        /// The checksum when it was saved.
+        expected: u32,
+        /// The checksum of what is there.
+        actual: u32,
+    },
+}
+
+/// Which pages of guest memory are zero, and the CRC32C of each page.
+///
+/// A page is named by its place in the memory file: its file offset divided by the page size.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryIndex {
+    snapshot_id: SnapshotId,
+    page_count: u64,
+    zero_page_count: u64,
+    /// The file, whole: one allocation, and nothing to convert on the way to the first fault.
+    bytes: Vec<u8>,
+}
+
+impl MemoryIndex {
+    /// The index in the bytes of a file, which must be that of snapshot `expected`.
+    ///
+    /// # Errors
+    /// When the bytes are damaged, of another version, or of another snapshot.
+    pub fn decode(bytes: Vec<u8>, expected: &SnapshotId) -> Result<Self, MemoryIndexError> {
+        let actual_bytes = bytes.len() as u64;
+        let Some((header, body)) = bytes.split_at_checked(HEADER_BYTES) else {
+            return Err(MemoryIndexError::Length {
+                expected_bytes: HEADER_BYTES as u64,
+                actual_bytes,
+            });
+        };
+        if header[..8] != MAGIC {
+            return Err(MemoryIndexError::Magic);
+        }
+        let layout = read_u32(header, 8);
+        if layout != LAYOUT_VERSION {
+            return Err(MemoryIndexError::Layout { found: layout });
+        }
+        let page_bytes = read_u32(header, 12);
+        if page_bytes != PAGE_SIZE as u32 {
+            return Err(MemoryIndexError::PageSize {
+                found_bytes: page_bytes,
+            });
+        }
+        let page_count = u64::from(read_u32(header, PAGE_COUNT_AT))
+            | u64::from(read_u32(header, PAGE_COUNT_AT + 4)) << 32;
+        if page_count > MAX_PAGES {
+            return Err(MemoryIndexError::TooManyPages { page_count });
+        }
+        let expected_bytes = encoded_bytes(page_count);
+        if expected_bytes != actual_bytes {
+            return Err(MemoryIndexError::Length {
+                expected_bytes,
+                actual_bytes,
+            });
+        }
+        let expected_crc = read_u32(header, CRC_AT);
+        let actual_crc = checksum(&header[..CRC_AT], body);
+        if actual_crc != expected_crc {
+            return Err(MemoryIndexError::Checksum {
+                expected: expected_crc,
+                actual: actual_crc,
+            });
+        }
+        let mut id = [0; 16];
+        id.copy_from_slice(&header[ID_AT..ID_AT + 16]);
+        let snapshot_id = SnapshotId::from_bytes(id);
+        if snapshot_id != *expected {
+            return Err(MemoryIndexError::OtherSnapshot {
+                found: snapshot_id,
+                expected: *expected,
+            });
+        }
+        let bitmap = &body[..bitmap_bytes(page_count) as usize];
+        let used_bits = page_count % 8;
+        if used_bits != 0 && bitmap.last().is_some_and(|last| last >> used_bits != 0) {
+            return Err(MemoryIndexError::NoSuchPage {
+                page_index: page_count,
+            });
+        }
+        let data_pages: u64 = bitmap.iter().map(|byte| u64::from(byte.count_ones())).sum();
+        Ok(Self {
+            snapshot_id,
+            page_count,
+            zero_page_count: page_count - data_pages,
+            bytes,
+        })
+    }
+
+    /// The snapshot that it belongs to.
+    #[must_use]
+    pub fn snapshot_id(&self) -> SnapshotId {
+        self.snapshot_id
+    }
+
+    /// How many pages there are.
+    #[must_use]
+    pub fn page_count(&self) -> u64 {
+        self.page_count
+    }
+
+    /// How many of them are zero.
+    #[must_use]
+    pub fn zero_page_count(&self) -> u64 {
+        self.zero_page_count
+    }
+
+    /// Whether a page is zero. `false` for a page that does not exist.
+    #[must_use]
+    pub fn is_zero(&self, page_index: u64) -> bool {
+        if page_index >= self.page_count {
+            return false;
+        }
+        let byte = self
+            .bytes
+            .get(HEADER_BYTES + (page_index / 8) as usize)
+            .copied();
+        byte.is_some_and(|byte| byte >> (page_index % 8) & 1 == 0)
+    }
+
+    /// The CRC32C of a page. 0 for a page that does not exist.
+    #[must_use]
+    pub fn page_crc32c(&self, page_index: u64) -> u32 {
+        if page_index >= self.page_count {
+            return 0;
+        }
+        read_u32(&self.bytes, checksum_at(self.page_count, page_index))
+    }
+
+    /// Checks that `page` is the page that was saved.
+    ///
+    /// # Errors
+    /// When it is not, is not [`PAGE_SIZE`] bytes, or there is no such page.
+    pub fn verify_page(&self, page_index: u64, page: &[u8]) -> Result<(), PageError> {
+        if page_index >= self.page_count {
+            return Err(PageError::OutOfRange {
+                page_index,
+                page_count: self.page_count,
+            });
+        }
+        if page.len() != PAGE_SIZE {
+            return Err(PageError::Length {
+                actual_bytes: page.len(),
+            });
+        }
+        if self.is_zero(page_index) {
+            return if is_zero_page(page) {
+                Ok(())
+            } else {
+                Err(PageError::NotZero { page_index })
+            };
+        }
+        let (expected, actual) = (self.page_crc32c(page_index), crc32c(page));
+        if actual != expected {
+            return Err(PageError::Checksum {
+                page_index,
+                expected,
+                actual,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// An index in the making: every page is zero until it is said to hold data.
+pub(crate) struct MemoryIndexBuilder {
+    page_count: u64,
+    data_pages: u64,
+    bytes: Vec<u8>,
+}
+
+impl MemoryIndexBuilder {
+    pub(crate) fn new(id: &SnapshotId, page_count: u64) -> Result<Self, MemoryIndexError> {
+        if page_count > MAX_PAGES {
+            return Err(MemoryIndexError::TooManyPages { page_count });
+        }
+        let len_bytes = encoded_bytes(page_count);
+        let no_memory = |_| MemoryIndexError::NoMemory { len_bytes };
+        let mut bytes = Vec::new();
+        bytes
+            .try_reserve_exact(len_bytes as usize)
+            .map_err(no_memory)?;
+        bytes.extend_from_slice(&MAGIC);
+        bytes.extend_from_slice(&LAYOUT_VERSION.to_le_bytes());
+        bytes.extend_from_slice(&(PAGE_SIZE as u32).to_le_bytes());
+        bytes.extend_from_slice(id.as_bytes());
+        bytes.extend_from_slice(&page_count.to_le_bytes());
+        bytes.resize(checksum_at(page_count, 0), 0);
+        for _ in 0..page_count {
+            bytes.extend_from_slice(&ZERO_PAGE_CRC32C.to_le_bytes());
+        }
+        Ok(Self {
+            page_count,
+            data_pages: 0,
+            bytes,
+        })
+    }
+
+    /// Says, once, that a page holds data. The page exists: the caller has checked.
+    pub(crate) fn set_data(&mut self, page_index: u64, crc32c: u32) {
+        self.bytes[HEADER_BYTES + (page_index / 8) as usize] |= 1 << (page_index % 8);
+        let at = checksum_at(self.page_count, page_index);
+        self.bytes[at..at + 4].copy_from_slice(&crc32c.to_le_bytes());
+        self.data_pages += 1;
+    }
+
+    pub(crate) fn data_pages(&self) -> u64 {
+        self.data_pages
+    }
+
+    /// The bytes of the file.
+    pub(crate) fn finish(mut self) -> Vec<u8> {
+        let crc = checksum(&self.bytes[..CRC_AT], &self.bytes[HEADER_BYTES..]);
+        self.bytes[CRC_AT..HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
+        self.bytes
+    }
+}
+
+/// The length of the file for so many pages, in bytes. Saturates: no such file then exists.
+pub(crate) fn encoded_bytes(page_count: u64) -> u64 {
+    (HEADER_BYTES as u64)
+        .saturating_add(bitmap_bytes(page_count))
+        .saturating_add(page_count.saturating_mul(4))
+}
+
+/// Whether a page holds nothing but zeros.
+pub(crate) fn is_zero_page(page: &[u8]) -> bool {
+    page == ZERO_PAGE
+}
+
+fn bitmap_bytes(page_count: u64) -> u64 {
+    page_count.div_ceil(8)
+}
+
+fn checksum_at(page_count: u64, page_index: u64) -> usize {
+    HEADER_BYTES + (bitmap_bytes(page_count) + page_index * 4) as usize
+}
+
+fn checksum(before: &[u8], after: &[u8]) -> u32 {
+    let mut crc = Crc32c::new();
+    crc.update(before);
+    crc.update(after);
+    crc.finish()
+}
+
+/// The caller has checked that four bytes are there.
+fn read_u32(bytes: &[u8], at: usize) -> u32 {
+    bytes[at..]
+        .first_chunk()
+        .copied()
+        .map_or(0, u32::from_le_bytes)
+}

@@ -1,0 +1,371 @@
+//! The hidden directory in which a snapshot is built, and the rename that publishes it.
+//!
+//! It is `.NAME.partial-<16 hexadecimal digits>` beside the destination `NAME`: on the same
+//! filesystem, so that a rename suffices. Its writer holds a lock (flock) on the directory for as
+//! long as it lives, and the kernel gives it back however the writer ends. A directory of that name
+//! whose lock is free is what a dead writer left, or the older snapshot that it had just replaced:
+//! the next writer to the same destination removes it.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
+
+use crate::files::{TEMPORARY_INFIX, random_suffix, sync_directory};
+use crate::limits::{
+    MANIFEST_FILE, MEMORY_FILE, MEMORY_INDEX_FILE, STATE_FILE, TRACE_FILE, WORKING_SET_FILE,
+};
+use crate::writer::CreateError;
+
+const PARTIAL_INFIX: &str = ".partial-";
+const RANDOM_DIGITS: usize = 16;
+/// How often others may get in between before that is an error. Each time needs another process to
+/// act within microseconds: more than a few in a row is no accident.
+const ATTEMPTS: u32 = 64;
+
+/// The names that a snapshot's files have. A directory with others in it is not replaced, for
+/// replacing removes what was there.
+const SNAPSHOT_FILES: [&str; 6] = [
+    MANIFEST_FILE,
+    STATE_FILE,
+    MEMORY_FILE,
+    MEMORY_INDEX_FILE,
+    WORKING_SET_FILE,
+    TRACE_FILE,
+];
+
+/// A locked hidden directory; removed on drop unless it was published.
+#[derive(Debug)]
+pub(crate) struct Staging {
+    target: PathBuf,
+    parent: PathBuf,
+    path: PathBuf,
+    published: bool,
+    /// Held for the lock on it.
+    _lock: File,
+}
+
+/// What is in the place of a snapshot.
+enum Occupant {
+    Nothing,
+    EmptyDirectory,
+    Snapshot,
+    Foreign(String),
+}
+
+impl Staging {
+    /// A new hidden directory beside `dir`, after removing those that dead writers left there.
+    pub(crate) fn create(dir: &Path) -> Result<Self, CreateError> {
+        let (target, parent, name) = resolve(dir)?;
+        if let Occupant::Foreign(reason) = occupant(&target)? {
+            return Err(CreateError::Foreign {
+                path: target,
+                reason,
+            });
+        }
+        let mut prefix = OsString::from(".");
+        prefix.push(&name);
+        prefix.push(PARTIAL_INFIX);
+        remove_leftovers(&parent, &prefix);
+
+        for _ in 0..ATTEMPTS {
+            let mut staging_name = prefix.clone();
+            staging_name.push(
+                random_suffix()
+                    .map_err(|source| CreateError::io("name a directory in", &parent, source))?,
+            );
+            let path = parent.join(staging_name);
+            match fs::create_dir(&path) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                Err(source) => return Err(CreateError::io("create", &path, source)),
+            }
+            // Between its creation and its lock it looks like a leftover, so another writer may
+            // take it for one: then a new one is made.
+            match lock(&path) {
+                Ok(Some(lock)) => {
+                    return Ok(Self {
+                        target,
+                        parent,
+                        path,
+                        published: false,
+                        _lock: lock,
+                    });
+                }
+                Ok(None) => {}
+                Err(source) => {
+                    let _ = fs::remove_dir(&path);
+                    return Err(CreateError::Lock { path, source });
+                }
+            }
+        }
+        Err(CreateError::Contended { path: parent })
+    }
+
+    /// Where the files of the snapshot are written.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Puts the directory in its place. What it holds is durable already.
+    pub(crate) fn publish(mut self) -> Result<(), CreateError> {
+        let replaced = self.rename_into_place()?;
+        self.published = true;
+        let synced = sync_directory(&self.parent);
+        if replaced {
+            // The older snapshot now has the hidden name. Only after the sync: a crash in between
+            // must not find the old one removed and the new one not yet there.
+            if let Err(source) = &synced {
+                let source = io::Error::new(source.kind(), source.to_string());
+                return Err(CreateError::Sync {
+                    path: self.target.clone(),
+                    source,
+                });
+            }
+            remove_snapshot_directory(&self.path).map_err(|source| CreateError::RemoveOld {
+                path: self.path.clone(),
+                source,
+            })?;
+        }
+        synced.map_err(|source| CreateError::Sync {
+            path: self.target.clone(),
+            source,
+        })
+    }
+
+    /// Returns whether something is now under the hidden name that must be removed.
+    fn rename_into_place(&mut self) -> Result<bool, CreateError> {
+        for _ in 0..ATTEMPTS {
+            // Replaces nothing, or an empty directory; never one with files in it.
+            let error = match fs::rename(&self.path, &self.target) {
+                Ok(()) => return Ok(false),
+                Err(error) => error,
+            };
+            match occupant(&self.target)? {
+                Occupant::Snapshot => {}
+                Occupant::Foreign(reason) => return Err(self.foreign(reason)),
+                Occupant::Nothing | Occupant::EmptyDirectory
+                    if error.kind() == io::ErrorKind::DirectoryNotEmpty =>
+                {
+                    // It went away between the rename and the look at it.
+                    continue;
+                }
+                Occupant::Nothing | Occupant::EmptyDirectory => {
+                    return Err(CreateError::io("move into place", &self.target, error));
+                }
+            }
+            match self.exchange() {
+                Ok(()) => {}
+                Err(Errno::NOENT) => continue,
+                Err(errno @ (Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP)) => {
+                    let path = self.target.clone();
+                    return Err(CreateError::ExchangeUnsupported {
+                        path,
+                        source: errno.into(),
+                    });
+                }
+                Err(errno) => {
+                    return Err(CreateError::io("replace", &self.target, errno.into()));
+                }
+            }
+            // What is under the hidden name is removed next, so it is looked at once more, now that
+            // nobody knows its name: it may not be what was there a moment ago.
+            return match occupant(&self.path)? {
+                Occupant::Snapshot | Occupant::EmptyDirectory => Ok(true),
+                Occupant::Nothing => Ok(false),
+                Occupant::Foreign(reason) => {
+                    // Should putting it back fail, what is here is not ours to remove.
+                    self.published = true;
+                    self.exchange().map_err(|errno| {
+                        CreateError::io("put back the contents of", &self.target, errno.into())
+                    })?;
+                    self.published = false;
+                    Err(self.foreign(reason))
+                }
+            };
+        }
+        Err(CreateError::Contended {
+            path: self.target.clone(),
+        })
+    }
+
+    fn exchange(&self) -> Result<(), Errno> {
+        rustix::fs::renameat_with(CWD, &self.path, CWD, &self.target, RenameFlags::EXCHANGE)
+    }
+
+    fn foreign(&self, reason: String) -> CreateError {
+        CreateError::Foreign {
+            path: self.target.clone(),
+            reason,
+        }
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if !self.published {
+            // There is already an error on its way, or nobody asks.
+            let _ = remove_snapshot_directory(&self.path);
+        }
+    }
+}
+
+/// The destination, its parent and its name, without symbolic links and `.` or `..`.
+fn resolve(dir: &Path) -> Result<(PathBuf, PathBuf, OsString), CreateError> {
+    let no_name = || CreateError::NoName {
+        path: dir.to_owned(),
+    };
+    let target = match fs::canonicalize(dir) {
+        Ok(path) => path,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let name = dir.file_name().ok_or_else(no_name)?;
+            fs::canonicalize(crate::files::parent_of(dir))
+                .map_err(|source| CreateError::Parent {
+                    path: dir.to_owned(),
+                    source,
+                })?
+                .join(name)
+        }
+        Err(source) => {
+            return Err(CreateError::Parent {
+                path: dir.to_owned(),
+                source,
+            });
+        }
+    };
+    match (target.parent(), target.file_name()) {
+        (Some(parent), Some(name)) => {
+            let (parent, name) = (parent.to_owned(), name.to_owned());
+            Ok((target, parent, name))
+        }
+        _ => Err(no_name()),
+    }
+}
+
+fn occupant(path: &Path) -> Result<Occupant, CreateError> {
+    let look_at = |source| CreateError::io("look at", path, source);
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_dir() => {}
+        Ok(_) => return Ok(Occupant::Foreign("it is not a directory".to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Occupant::Nothing),
+        Err(source) => return Err(look_at(source)),
+    }
+    let entries = match fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Occupant::Nothing),
+        Err(source) => return Err(look_at(source)),
+    };
+    let (mut empty, mut has_manifest) = (true, false);
+    for entry in entries {
+        let entry = entry.map_err(look_at)?;
+        let name = entry.file_name();
+        let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        if is_directory || !is_of_a_snapshot(&name) {
+            let name = name.to_string_lossy();
+            return Ok(Occupant::Foreign(format!(
+                "it holds `{}`, which is not of a snapshot",
+                name.escape_debug()
+            )));
+        }
+        empty = false;
+        has_manifest |= name == MANIFEST_FILE;
+    }
+    Ok(match (empty, has_manifest) {
+        (true, _) => Occupant::EmptyDirectory,
+        (false, true) => Occupant::Snapshot,
+        (false, false) => Occupant::Foreign(format!("it holds files, but no {MANIFEST_FILE}")),
+    })
+}
+
+/// Whether a file of this name is a snapshot's, or a temporary one of
+/// [`replace_file`](crate::files::replace_file) for such.
+fn is_of_a_snapshot(name: &OsStr) -> bool {
+    SNAPSHOT_FILES.iter().any(|file| {
+        name == *file || has_random_suffix(name, format!(".{file}{TEMPORARY_INFIX}").as_bytes())
+    })
+}
+
+fn has_random_suffix(name: &OsStr, prefix: &[u8]) -> bool {
+    name.as_bytes().strip_prefix(prefix).is_some_and(|suffix| {
+        suffix.len() == RANDOM_DIGITS
+            && suffix
+                .iter()
+                .all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))
+    })
+}
+
+/// Locks the directory `path`, without waiting. `None` when another process holds the lock, or
+/// the directory is no longer what `path` names.
+fn lock(path: &Path) -> io::Result<Option<File>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let directory = match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(directory) => File::from(directory),
+        Err(Errno::NOENT) => return Ok(None),
+        Err(errno) => return Err(errno.into()),
+    };
+    match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(Errno::WOULDBLOCK) => return Ok(None),
+        Err(errno) => return Err(errno.into()),
+    }
+    // It may have been removed, or published, between the opening and the locking.
+    let locked = directory.metadata()?;
+    match fs::symlink_metadata(path) {
+        Ok(named) if (named.dev(), named.ino()) == (locked.dev(), locked.ino()) => {
+            Ok(Some(directory))
+        }
+        Ok(_) => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes what dead writers left beside the destination. What cannot be removed stays: it harms
+/// nobody but the disk, and the new snapshot does not depend on it.
+fn remove_leftovers(parent: &Path, prefix: &OsStr) {
+    let Ok(entries) = fs::read_dir(parent) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        if !has_random_suffix(&entry.file_name(), prefix.as_bytes()) {
+            continue;
+        }
+        let path = entry.path();
+        if let Ok(Some(_lock)) = lock(&path) {
+            let _ = remove_snapshot_directory(&path);
+        }
+    }
+}
+
+/// Removes a snapshot, whole or not, and nothing else: a directory in which somebody put another
+/// file keeps that file, and is an error.
+fn remove_snapshot_directory(path: &Path) -> io::Result<()> {
+    // The manifest first: without it, what remains for a moment is not a snapshot.
+    ignore_missing(fs::remove_file(path.join(MANIFEST_FILE)))?;
+    match fs::read_dir(path) {
+        Ok(entries) => {
+            for entry in entries {
+                let entry = entry?;
+                if is_of_a_snapshot(&entry.file_name()) {
+                    ignore_missing(fs::remove_file(entry.path()))?;
+                }
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    ignore_missing(fs::remove_dir(path))
+}
+
+/// Another writer may be removing the same leftover.
+fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
