@@ -141,7 +141,9 @@ impl Vsock {
         registers: MmioDevice,
         mut transport: MmioTransport<'static>,
     ) -> Result<Self, VsockError> {
+        // One step at a time: there are devices that take no two of them at once.
         transport.set_status(DeviceStatus::empty());
+        transport.set_status(DeviceStatus::ACKNOWLEDGE);
         let status = DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER;
         transport.set_status(status);
         if transport.read_device_features() & VERSION_1 == 0 {

@@ -309,13 +309,15 @@ proptest! {
     #[test]
     fn no_packets_break_the_server(
         packets in proptest::collection::vec(
-            (0u16..9, 0u32..20, 0u32..5, any::<u32>(), any::<u32>(),
-             proptest::collection::vec(prop_oneof![Just(b'\n'), Just(b'x')], 0..300)),
+            (0u16..9, 0u32..20, 0u32..5, any::<u32>(), any::<u32>(), 0usize..300, 1usize..150),
             0..200,
         )
     ) {
         let mut server = Server::new(PORT, 100);
-        for (operation, port, flags, buffer_bytes, consumed_bytes, data) in packets {
+        for (operation, port, flags, buffer_bytes, consumed_bytes, bytes, newlines) in packets {
+            let data: Vec<u8> = (1..=bytes)
+                .map(|at| if at % newlines == 0 { b'\n' } else { b'x' })
+                .collect();
             let peer = Peer { port, buffer_bytes, consumed_bytes };
             let mut packet = peer.packet(Operation::ReadWrite, flags, &data);
             packet[30] = operation as u8;
