@@ -375,3 +375,165 @@ fn read_u32(bytes: &[u8], at: usize) -> u32 {
         .copied()
         .map_or(0, u32::from_le_bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use proptest::sample::Index;
+
+    const ID: SnapshotId = SnapshotId::from_bytes([7; 16]);
+
+    /// The file for pages of which `None` is zero.
+    fn encode(pages: &[Option<u32>]) -> Vec<u8> {
+        let mut builder = MemoryIndexBuilder::new(&ID, pages.len() as u64).unwrap();
+        for (page_index, crc32c) in pages.iter().enumerate() {
+            if let Some(crc32c) = crc32c {
+                builder.set_data(page_index as u64, *crc32c);
+            }
+        }
+        builder.finish()
+    }
+
+    fn pages() -> impl Strategy<Value = Vec<Option<u32>>> {
+        proptest::collection::vec(any::<Option<u32>>(), 0..100)
+    }
+
+    #[test]
+    fn checksum_of_the_zero_page() {
+        assert_eq!(crc32c(&ZERO_PAGE), ZERO_PAGE_CRC32C);
+    }
+
+    proptest! {
+        #[test]
+        fn round_trip(pages in pages()) {
+            let index = MemoryIndex::decode(encode(&pages), &ID).unwrap();
+            prop_assert_eq!(index.snapshot_id(), ID);
+            prop_assert_eq!(index.page_count(), pages.len() as u64);
+            let zero_pages = pages.iter().filter(|page| page.is_none()).count();
+            prop_assert_eq!(index.zero_page_count(), zero_pages as u64);
+            for (page_index, crc32c) in pages.iter().enumerate() {
+                prop_assert_eq!(index.is_zero(page_index as u64), crc32c.is_none());
+                let expected = crc32c.unwrap_or(ZERO_PAGE_CRC32C);
+                prop_assert_eq!(index.page_crc32c(page_index as u64), expected);
+            }
+        }
+
+        #[test]
+        fn any_flipped_bit_is_refused(pages in pages(), at in any::<Index>(), bit in 0..8_u32) {
+            let mut bytes = encode(&pages);
+            let at = at.index(bytes.len());
+            bytes[at] ^= 1_u8 << bit;
+            prop_assert!(MemoryIndex::decode(bytes, &ID).is_err());
+        }
+
+        #[test]
+        fn any_other_length_is_refused(pages in pages(), more in 1..64_usize) {
+            let bytes = encode(&pages);
+            for len in 0..bytes.len() {
+                prop_assert!(MemoryIndex::decode(bytes[..len].to_vec(), &ID).is_err());
+            }
+            let mut longer = bytes;
+            longer.resize(longer.len() + more, 0);
+            prop_assert!(MemoryIndex::decode(longer, &ID).is_err());
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..2000)) {
+            prop_assert!(MemoryIndex::decode(bytes, &ID).is_err());
+        }
+
+        /// A header that is right in all but its page count.
+        #[test]
+        fn hostile_page_counts_never_panic(page_count in any::<u64>(), extra in 0..300_usize) {
+            let mut bytes = encode(&[]);
+            bytes[PAGE_COUNT_AT..CRC_AT].copy_from_slice(&page_count.to_le_bytes());
+            bytes.resize(HEADER_BYTES + extra, 0);
+            let crc = checksum(&bytes[..CRC_AT], &bytes[HEADER_BYTES..]);
+            bytes[CRC_AT..HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
+            if let Ok(index) = MemoryIndex::decode(bytes, &ID) {
+                prop_assert_eq!(encoded_bytes(index.page_count()), (HEADER_BYTES + extra) as u64);
+            }
+        }
+    }
+
+    #[test]
+    fn another_snapshots_index_is_refused() {
+        let other = SnapshotId::from_bytes([8; 16]);
+        let error = MemoryIndex::decode(encode(&[Some(1), None]), &other).unwrap_err();
+        assert_eq!(
+            error,
+            MemoryIndexError::OtherSnapshot {
+                found: ID,
+                expected: other
+            }
+        );
+    }
+
+    #[test]
+    fn a_mark_after_the_last_page_is_refused() {
+        let mut bytes = encode(&[None; 3]);
+        bytes[HEADER_BYTES] |= 1 << 3;
+        let crc = checksum(&bytes[..CRC_AT], &bytes[HEADER_BYTES..]);
+        bytes[CRC_AT..HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
+        let error = MemoryIndex::decode(bytes, &ID).unwrap_err();
+        assert_eq!(error, MemoryIndexError::NoSuchPage { page_index: 3 });
+    }
+
+    #[test]
+    fn pages_are_verified() {
+        let page = [0x5a; PAGE_SIZE];
+        let index = MemoryIndex::decode(encode(&[None, Some(crc32c(&page))]), &ID).unwrap();
+        assert_eq!(index.verify_page(0, &ZERO_PAGE), Ok(()));
+        assert_eq!(index.verify_page(1, &page), Ok(()));
+        assert_eq!(
+            index.verify_page(0, &page),
+            Err(PageError::NotZero { page_index: 0 })
+        );
+        let zeroed = index.verify_page(1, &ZERO_PAGE);
+        let (expected, actual) = (crc32c(&page), ZERO_PAGE_CRC32C);
+        assert_eq!(
+            zeroed,
+            Err(PageError::Checksum {
+                page_index: 1,
+                expected,
+                actual
+            })
+        );
+        let short = index.verify_page(1, &page[1..]);
+        assert_eq!(
+            short,
+            Err(PageError::Length {
+                actual_bytes: PAGE_SIZE - 1
+            })
+        );
+    }
+
+    #[test]
+    fn pages_that_do_not_exist() {
+        let index = MemoryIndex::decode(encode(&[None]), &ID).unwrap();
+        for page_index in [1, 8, u64::MAX] {
+            assert!(!index.is_zero(page_index));
+            assert_eq!(index.page_crc32c(page_index), 0);
+            let error = index.verify_page(page_index, &ZERO_PAGE);
+            assert_eq!(
+                error,
+                Err(PageError::OutOfRange {
+                    page_index,
+                    page_count: 1
+                })
+            );
+        }
+    }
+
+    #[test]
+    fn too_many_pages_are_refused_before_memory_is_taken() {
+        let error = MemoryIndexBuilder::new(&ID, MAX_PAGES + 1).err().unwrap();
+        assert_eq!(
+            error,
+            MemoryIndexError::TooManyPages {
+                page_count: MAX_PAGES + 1
+            }
+        );
+    }
+}

@@ -217,3 +217,38 @@ impl WrittenPages {
         (covered < page_count).then_some(covered)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Against a plain array of flags.
+        #[test]
+        fn written_pages_equal_a_list_of_flags(
+            claims in proptest::collection::vec((0..40_u64, 0..8_u64), 0..40),
+        ) {
+            let mut written = WrittenPages::new();
+            let mut flags = [false; 48];
+            for (first, count) in claims {
+                let range = first as usize..(first + count) as usize;
+                let taken = flags[range.clone()].iter().any(|flag| *flag);
+                match written.claim(first, first + count) {
+                    Ok(()) => {
+                        prop_assert!(!taken);
+                        flags[range].fill(true);
+                    }
+                    Err(page) => {
+                        prop_assert!(range.contains(&(page as usize)));
+                        prop_assert!(flags[page as usize]);
+                    }
+                }
+                let count = flags.iter().filter(|flag| **flag).count() as u64;
+                prop_assert_eq!(written.count, count);
+                let missing = flags.iter().position(|flag| !flag).map(|page| page as u64);
+                prop_assert_eq!(written.first_missing(48), missing);
+            }
+        }
+    }
+}

@@ -426,3 +426,186 @@ impl<'a> Cursor<'a> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use proptest::sample::Index;
+
+    type Sections = Vec<(String, u32, Vec<u8>)>;
+
+    fn sections() -> impl Strategy<Value = Sections> {
+        let payload = proptest::collection::vec(any::<u8>(), 0..200);
+        proptest::collection::vec(("[a-z0-9._-]{1,64}", any::<u32>(), payload), 0..8)
+    }
+
+    fn state_of(sections: &Sections) -> StateFile {
+        let mut state = StateFile::new();
+        for (kind, version, payload) in sections {
+            state.push(kind, *version, payload).unwrap();
+        }
+        state
+    }
+
+    /// A section whose payload is these very bytes, whatever they are.
+    fn raw(kind: &str, payload: Vec<u8>) -> Vec<u8> {
+        let section = Section {
+            kind: kind.to_owned(),
+            version: 1,
+            payload,
+        };
+        StateFile {
+            sections: vec![section],
+        }
+        .encode()
+        .unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn round_trip(sections in sections()) {
+            let state = state_of(&sections);
+            let read = StateFile::decode(&state.encode().unwrap()).unwrap();
+            prop_assert_eq!(&read, &state);
+            for (place, (kind, version, payload)) in sections.iter().enumerate() {
+                let index = sections[..place].iter().filter(|(other, ..)| other == kind).count();
+                let value: Vec<u8> = read.get_instance(kind, index, *version).unwrap();
+                prop_assert_eq!(&value, payload);
+            }
+        }
+
+        #[test]
+        fn any_flipped_bit_is_refused(sections in sections(), at in any::<Index>(), bit in 0..8_u32) {
+            let mut bytes = state_of(&sections).encode().unwrap();
+            let at = at.index(bytes.len());
+            bytes[at] ^= 1_u8 << bit;
+            prop_assert!(StateFile::decode(&bytes).is_err());
+        }
+
+        #[test]
+        fn any_other_length_is_refused(sections in sections(), more in 1..64_usize) {
+            let mut bytes = state_of(&sections).encode().unwrap();
+            for len in 0..bytes.len() {
+                prop_assert!(StateFile::decode(&bytes[..len]).is_err());
+            }
+            bytes.resize(bytes.len() + more, 0);
+            prop_assert!(StateFile::decode(&bytes).is_err());
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..2000)) {
+            prop_assert!(StateFile::decode(&bytes).is_err());
+        }
+
+        /// Past the header and the checksums, where arbitrary bytes hardly ever get.
+        #[test]
+        fn hostile_sections_never_panic(
+            count in any::<u32>(),
+            body in proptest::collection::vec(any::<u8>(), 0..300),
+        ) {
+            let mut bytes = MAGIC.to_vec();
+            bytes.extend(LAYOUT_VERSION.to_le_bytes());
+            bytes.extend(count.to_le_bytes());
+            bytes.extend(((HEADER_BYTES + 4 + body.len()) as u64).to_le_bytes());
+            bytes.extend(crc32c(&bytes).to_le_bytes());
+            bytes.extend(crc32c(&body).to_le_bytes());
+            bytes.extend(&body);
+            if let Ok(state) = StateFile::decode(&bytes) {
+                prop_assert_eq!(state.encode().unwrap(), bytes);
+            }
+        }
+
+        #[test]
+        fn hostile_payloads_never_panic(payload in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let state = StateFile::decode(&raw("x", payload)).unwrap();
+            if let Ok(value) = state.get::<(Vec<u64>, String, Option<bool>)>("x", 1) {
+                let mut again = StateFile::new();
+                again.push("x", 1, &value).unwrap();
+                prop_assert_eq!(again.get::<(Vec<u64>, String, Option<bool>)>("x", 1).unwrap(), value);
+            }
+        }
+    }
+
+    #[test]
+    fn a_payload_that_claims_too_much_is_refused() {
+        // A sequence of 2^63 numbers, of which none is there.
+        let claim = [0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x01].to_vec();
+        let state = StateFile::decode(&raw("x", claim)).unwrap();
+        assert!(matches!(
+            state.get::<Vec<u64>>("x", 1),
+            Err(StateError::Decode { .. })
+        ));
+    }
+
+    #[test]
+    fn a_payload_that_goes_on_is_refused() {
+        let state = StateFile::decode(&raw("x", vec![7, 8])).unwrap();
+        assert!(matches!(
+            state.get::<u8>("x", 1),
+            Err(StateError::Trailing { extra_bytes: 1, .. })
+        ));
+    }
+
+    #[test]
+    fn says_what_is_missing_or_of_another_version() {
+        let mut state = StateFile::new();
+        state.push("vcpu", 3, &1_u64).unwrap();
+        state.push("vcpu", 3, &2_u64).unwrap();
+        assert_eq!(state.instances("vcpu"), 2);
+        assert_eq!(state.get_instance::<u64>("vcpu", 1, 3).unwrap(), 2);
+        let missing = state.get_instance::<u64>("vcpu", 2, 3);
+        assert!(matches!(missing, Err(StateError::Missing { index: 2, .. })));
+        assert!(matches!(
+            state.get::<u64>("pit", 3),
+            Err(StateError::Missing { index: 0, .. })
+        ));
+        let version = state.get::<u64>("vcpu", 4);
+        assert!(matches!(
+            version,
+            Err(StateError::Version {
+                found: 3,
+                expected: 4,
+                ..
+            })
+        ));
+    }
+
+    #[test]
+    fn limits_hold_on_writing() {
+        let mut state = StateFile::new();
+        for kind in ["", "Vcpu", "a/b", &"k".repeat(MAX_KIND_BYTES + 1)] {
+            assert!(
+                matches!(state.push(kind, 1, &0_u8), Err(StateError::Kind { .. })),
+                "{kind}"
+            );
+        }
+        let too_long = vec![0_u8; MAX_SECTION_BYTES + 1];
+        let error = state.push("x", 1, &too_long).unwrap_err();
+        assert!(matches!(error, StateError::SectionTooLong { .. }));
+        let long = vec![0_u8; MAX_SECTION_BYTES - 8];
+        for _ in 0..17 {
+            state.push("x", 1, &long).unwrap();
+        }
+        assert!(matches!(state.encode(), Err(StateError::TooLong { .. })));
+    }
+
+    #[test]
+    fn limits_hold_on_reading() {
+        let name = raw("Not-A-Name", vec![]);
+        assert!(matches!(
+            StateFile::decode(&name),
+            Err(StateError::Kind { .. })
+        ));
+        let section = raw("x", vec![0; MAX_SECTION_BYTES + 1]);
+        assert!(matches!(
+            StateFile::decode(&section),
+            Err(StateError::SectionTooLong { .. })
+        ));
+        let file = vec![0; MAX_STATE_BYTES as usize + 1];
+        assert!(matches!(
+            StateFile::decode(&file),
+            Err(StateError::TooLong { .. })
+        ));
+    }
+}
