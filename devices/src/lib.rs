@@ -16,5 +16,11 @@ pub mod virtio;
 pub use announce::virtio_mmio_parameter;
 pub use bus::{Bus, BusDevice, BusInsertError};
 
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
+#[cfg(any(test, feature = "fuzzing"))]
+mod test_driver;
+
 /// Guest memory as the devices see it. Cloning it is cheap: the regions are shared.
 pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;

@@ -3,6 +3,8 @@
 mod registers;
 mod state;
 mod status;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 

@@ -15,6 +15,8 @@ mod handshake;
 mod listener;
 mod muxer;
 mod packet;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::path::PathBuf;
