@@ -95,8 +95,8 @@ pub(super) fn read_tx(
     gather_tx(mem, chain, payload)
 }
 
-/// Reads a packet whose header or payload is spread over several descriptors, as Linux sends large
-/// payloads since 6.17, or finds out what is wrong with it.
+/// Reads a packet whose header or payload is spread over more descriptors than `virtio-vsock` takes
+/// (the framing is the driver's business, 2.7.4), or finds out what is wrong with it.
 fn gather_tx(
     mem: &GuestMemory,
     chain: DescriptorChain<&GuestMemory>,

@@ -1,5 +1,9 @@
 //! The Unix sockets, the handshake and the handle.
 
+use std::sync::{Arc, Mutex};
+
+use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
+
 use super::*;
 
 #[test]
@@ -203,4 +207,50 @@ fn the_handle_says_when_there_is_nobody_to_hand_to() {
         handle.connect(PORT, theirs),
         Err(VsockConnectError::Gone)
     ));
+}
+
+#[test]
+fn the_event_loop_sees_streams_listener_and_handle() {
+    let (_dir, path) = socket_dir();
+    let guest = Guest::boot(Some(&path));
+    let irq = guest.driver.irq.try_clone().unwrap();
+    let (mem, handle) = (guest.driver.mem.clone(), guest.handle.clone());
+    let transport = Arc::new(Mutex::new(guest.driver.transport));
+    let mut events = EventManager::<Arc<Mutex<dyn MutEventSubscriber + Send>>>::new().unwrap();
+    events.add_subscriber(transport.clone());
+    let mut until_interrupt = || {
+        // Bounded by events, not by time: each turn is one that something caused.
+        for _ in 0..10 {
+            if irq.read().is_ok() {
+                return true;
+            }
+            events.run_with_timeout(1000).unwrap();
+        }
+        irq.read().is_ok()
+    };
+    let (_ours, theirs) = UnixStream::pair().unwrap();
+    handle.connect(1, theirs).unwrap();
+    assert!(until_interrupt());
+    let client = client(&path, "CONNECT 2\n");
+    // A driver that asks for an interrupt for the next packet.
+    let used_event_gpa = avail_gpa(RX_QUEUE) + 4 + u64::from(QUEUE_SIZE) * 2;
+    mem.write_obj(1u16, GuestAddress(used_event_gpa)).unwrap();
+    assert!(until_interrupt());
+    let request: u32 = mem
+        .read_obj(GuestAddress(buffer_gpa(RX_QUEUE, 1) + 20))
+        .unwrap();
+    assert_eq!(request, 2);
+    // The client leaves: the guest is told.
+    mem.write_obj(2u16, GuestAddress(used_event_gpa)).unwrap();
+    drop(client);
+    assert!(until_interrupt());
+    let op: u16 = mem
+        .read_obj(GuestAddress(buffer_gpa(RX_QUEUE, 2) + 30))
+        .unwrap();
+    assert_eq!(op, op::RST);
+    // Nothing that is left keeps the loop awake.
+    for _ in 0..4 {
+        events.run_with_timeout(0).unwrap();
+    }
+    assert_eq!(events.run_with_timeout(0).unwrap(), 0);
 }
