@@ -31,6 +31,6 @@ pub const MAX_SECTION_BYTES: usize = 4 << 20;
 /// The most bytes of the name of a section's kind.
 pub const MAX_KIND_BYTES: usize = 64;
 /// The most sections of a state file.
-pub const MAX_INSTANCES: usize = 16_384;
+pub const MAX_SECTIONS: usize = 16_384;
 /// The most bytes of guest memory of a snapshot: 1 TiB. It bounds what a memory index may take.
 pub const MAX_MEMORY_BYTES: u64 = 1 << 40;

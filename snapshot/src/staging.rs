@@ -50,6 +50,15 @@ pub(crate) struct Staging {
     _lock: File,
 }
 
+/// What came of an exchange with the destination.
+#[derive(Debug, PartialEq, Eq)]
+enum Replaced {
+    /// The new snapshot is in place; `leftover` says whether the hidden name holds the older one.
+    Yes { leftover: bool },
+    /// There was nothing to exchange it with.
+    Gone,
+}
+
 /// What is in the place of a snapshot.
 enum Occupant {
     Nothing,
@@ -150,7 +159,10 @@ impl Staging {
                 Occupant::Snapshot => {}
                 Occupant::Foreign(reason) => return Err(self.foreign(reason)),
                 Occupant::Nothing | Occupant::EmptyDirectory
-                    if error.kind() == io::ErrorKind::DirectoryNotEmpty =>
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists
+                    ) =>
                 {
                     // It went away between the rename and the look at it.
                     continue;
@@ -159,39 +171,56 @@ impl Staging {
                     return Err(CreateError::io("move into place", &self.target, error));
                 }
             }
-            match self.exchange() {
-                Ok(()) => {}
-                Err(Errno::NOENT) => continue,
-                Err(errno @ (Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP)) => {
-                    let path = self.target.clone();
-                    return Err(CreateError::ExchangeUnsupported {
-                        path,
-                        source: errno.into(),
-                    });
-                }
-                Err(errno) => {
-                    return Err(CreateError::io("replace", &self.target, errno.into()));
-                }
+            match self.replace()? {
+                Replaced::Yes { leftover } => return Ok(leftover),
+                Replaced::Gone => {}
             }
-            // What is under the hidden name is removed next, so it is looked at once more, now that
-            // nobody knows its name: it may not be what was there a moment ago.
-            return match occupant(&self.path)? {
-                Occupant::Snapshot | Occupant::EmptyDirectory => Ok(true),
-                Occupant::Nothing => Ok(false),
-                Occupant::Foreign(reason) => {
-                    // Should putting it back fail, what is here is not ours to remove.
-                    self.published = true;
-                    self.exchange().map_err(|errno| {
-                        CreateError::io("put back the contents of", &self.target, errno.into())
-                    })?;
-                    self.published = false;
-                    Err(self.foreign(reason))
-                }
-            };
         }
         Err(CreateError::Contended {
             path: self.target.clone(),
         })
+    }
+
+    /// Exchanges the hidden directory with what is at the destination, if that is a snapshot.
+    fn replace(&mut self) -> Result<Replaced, CreateError> {
+        match self.exchange() {
+            Ok(()) => {}
+            Err(Errno::NOENT) => return Ok(Replaced::Gone),
+            Err(errno @ (Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP)) => {
+                let path = self.target.clone();
+                return Err(CreateError::ExchangeUnsupported {
+                    path,
+                    source: errno.into(),
+                });
+            }
+            Err(errno) => return Err(CreateError::io("replace", &self.target, errno.into())),
+        }
+        // What is under the hidden name is removed next, so it is looked at once more, now that
+        // nobody knows its name: it may not be what was at the destination a moment ago.
+        match occupant(&self.path) {
+            Ok(Occupant::Snapshot | Occupant::EmptyDirectory) => {
+                Ok(Replaced::Yes { leftover: true })
+            }
+            Ok(Occupant::Nothing) => Ok(Replaced::Yes { leftover: false }),
+            Ok(Occupant::Foreign(reason)) => {
+                self.put_back()?;
+                Err(self.foreign(reason))
+            }
+            Err(error) => {
+                self.put_back()?;
+                Err(error)
+            }
+        }
+    }
+
+    fn put_back(&mut self) -> Result<(), CreateError> {
+        // Should it fail, what has the hidden name is not ours to remove.
+        self.published = true;
+        self.exchange().map_err(|errno| {
+            CreateError::io("put back the contents of", &self.target, errno.into())
+        })?;
+        self.published = false;
+        Ok(())
     }
 
     fn exchange(&self) -> Result<(), Errno> {
@@ -314,13 +343,15 @@ fn lock(path: &Path) -> io::Result<Option<File>> {
         Err(errno) => return Err(errno.into()),
     }
     // It may have been removed, or published, between the opening and the locking.
-    let locked = directory.metadata()?;
+    Ok(is_named(&directory, path)?.then_some(directory))
+}
+
+/// Whether `path` names the open directory.
+fn is_named(directory: &File, path: &Path) -> io::Result<bool> {
+    let open = directory.metadata()?;
     match fs::symlink_metadata(path) {
-        Ok(named) if (named.dev(), named.ino()) == (locked.dev(), locked.ino()) => {
-            Ok(Some(directory))
-        }
-        Ok(_) => Ok(None),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Ok(named) => Ok((named.dev(), named.ino()) == (open.dev(), open.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
     }
 }
@@ -342,22 +373,29 @@ fn remove_leftovers(parent: &Path, prefix: &OsStr) {
     }
 }
 
-/// Removes a snapshot, whole or not, and nothing else: a directory in which somebody put another
-/// file keeps that file, and is an error.
+/// Removes a snapshot, whole or not. Where somebody put something else in it, it removes nothing.
 fn remove_snapshot_directory(path: &Path) -> io::Result<()> {
-    // The manifest first: without it, what remains for a moment is not a snapshot.
-    ignore_missing(fs::remove_file(path.join(MANIFEST_FILE)))?;
-    match fs::read_dir(path) {
-        Ok(entries) => {
-            for entry in entries {
-                let entry = entry?;
-                if is_of_a_snapshot(&entry.file_name()) {
-                    ignore_missing(fs::remove_file(entry.path()))?;
-                }
-            }
-        }
+    let entries = match fs::read_dir(path) {
+        Ok(entries) => entries.collect::<io::Result<Vec<_>>>()?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
+    };
+    if let Some(other) = entries
+        .iter()
+        .find(|entry| !is_of_a_snapshot(&entry.file_name()))
+    {
+        return Err(io::Error::new(
+            io::ErrorKind::DirectoryNotEmpty,
+            format!(
+                "it holds {:?}, which is not of a snapshot",
+                other.file_name()
+            ),
+        ));
+    }
+    // The manifest first: without it, what remains for a moment is not a snapshot.
+    ignore_missing(fs::remove_file(path.join(MANIFEST_FILE)))?;
+    for entry in entries {
+        ignore_missing(fs::remove_file(entry.path()))?;
     }
     ignore_missing(fs::remove_dir(path))
 }
@@ -367,5 +405,77 @@ fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The destination became something else after it was looked at.
+    #[test]
+    fn what_is_exchanged_by_mistake_is_put_back() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = parent.path().join("s");
+        let mut staging = Staging::create(&dir).unwrap();
+        fs::write(staging.path().join(STATE_FILE), "new").unwrap();
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join("notes.txt"), "precious").unwrap();
+        let error = staging.replace().unwrap_err();
+        assert!(matches!(error, CreateError::Foreign { .. }), "{error:?}");
+        let notes = fs::read_to_string(dir.join("notes.txt")).unwrap();
+        assert_eq!(notes, "precious");
+        let state = fs::read_to_string(staging.path().join(STATE_FILE)).unwrap();
+        assert_eq!(state, "new");
+        let hidden = staging.path().to_owned();
+        drop(staging);
+        assert!(!hidden.exists());
+        assert!(dir.join("notes.txt").exists());
+    }
+
+    /// The destination went away after it was looked at.
+    #[test]
+    fn a_destination_that_goes_away_is_no_error() {
+        let parent = tempfile::tempdir().unwrap();
+        let mut staging = Staging::create(&parent.path().join("s")).unwrap();
+        assert_eq!(staging.replace().unwrap(), Replaced::Gone);
+    }
+
+    #[test]
+    fn a_directory_that_lost_its_name_is_not_locked_by_it() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("a");
+        fs::create_dir(&path).unwrap();
+        let directory = lock(&path).unwrap().unwrap();
+        assert!(lock(&path).unwrap().is_none());
+        assert!(is_named(&directory, &path).unwrap());
+        fs::rename(&path, parent.path().join("b")).unwrap();
+        assert!(!is_named(&directory, &path).unwrap());
+        fs::create_dir(&path).unwrap();
+        assert!(!is_named(&directory, &path).unwrap());
+        assert!(lock(&path).unwrap().is_some());
+    }
+
+    #[test]
+    fn removal_takes_only_a_snapshots_files() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("a");
+        fs::create_dir(&path).unwrap();
+        let names = [
+            MANIFEST_FILE,
+            MEMORY_FILE,
+            ".working-set.tmp-0123456789abcdef",
+            "notes.txt",
+        ];
+        for name in names {
+            fs::write(path.join(name), "").unwrap();
+        }
+        let error = remove_snapshot_directory(&path).unwrap_err();
+        assert!(error.to_string().contains("notes.txt"), "{error}");
+        assert_eq!(fs::read_dir(&path).unwrap().count(), names.len());
+        fs::remove_file(path.join("notes.txt")).unwrap();
+        remove_snapshot_directory(&path).unwrap();
+        assert!(!path.exists());
+        remove_snapshot_directory(&path).unwrap();
     }
 }

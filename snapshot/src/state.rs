@@ -15,7 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::checksum::{Crc32c, crc32c};
-use crate::limits::{MAX_INSTANCES, MAX_KIND_BYTES, MAX_SECTION_BYTES, MAX_STATE_BYTES};
+use crate::limits::{MAX_KIND_BYTES, MAX_SECTION_BYTES, MAX_SECTIONS, MAX_STATE_BYTES};
 
 const MAGIC: [u8; 8] = *b"RVMSTATE";
 const LAYOUT_VERSION: u32 = 1;
@@ -47,8 +47,8 @@ pub enum StateError {
         /// The length.
         len_bytes: u64,
     },
-    /// There are, or would be, more than [`MAX_INSTANCES`] sections.
-    #[error("the state has {count} sections: the most is {MAX_INSTANCES}")]
+    /// There are, or would be, more than [`MAX_SECTIONS`] sections.
+    #[error("the state has {count} sections: the most is {MAX_SECTIONS}")]
     TooManySections {
         /// The number of sections.
         count: u64,
@@ -162,7 +162,7 @@ impl StateFile {
         value: &T,
     ) -> Result<(), StateError> {
         check_kind(kind.as_bytes())?;
-        if self.sections.len() >= MAX_INSTANCES {
+        if self.sections.len() >= MAX_SECTIONS {
             return Err(StateError::TooManySections {
                 count: self.sections.len() as u64 + 1,
             });
@@ -323,7 +323,7 @@ impl StateFile {
                 actual_bytes: total_bytes,
             });
         }
-        if count as usize > MAX_INSTANCES {
+        if count as usize > MAX_SECTIONS {
             return Err(StateError::TooManySections {
                 count: u64::from(count),
             });
