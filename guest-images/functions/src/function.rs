@@ -1,0 +1,179 @@
+//! The functions that are built in: what the host knows of them and how the guest starts one.
+
+use alloc::borrow::ToOwned;
+use alloc::boxed::Box;
+use alloc::string::String;
+
+use crate::FunctionError;
+use crate::functions::{
+    Workload, chameleon, cnn_serving, helloworld, image_rotate, json_serdes, lr_serving,
+    lr_training, pyaes, rnn_serving, video_processing,
+};
+use crate::parameters::{Parameters, SizeParameter};
+use crate::runtime::Runtime;
+use crate::serde_json::{Map, Value};
+
+/// A function that has been initialised.
+pub trait Function {
+    /// The name that [`initialise`] was given.
+    fn name(&self) -> &'static str;
+
+    /// Does the work that `input` asks for: a JSON object with `seed` and the function's sizes.
+    ///
+    /// The same input gives the same result, however many invocations came before.
+    ///
+    /// # Errors
+    /// An input that is no object, has an unknown field or a size out of range; never a panic.
+    fn invoke(&mut self, input: &Value) -> Result<Value, FunctionError>;
+}
+
+/// What is known of a function without starting it.
+#[derive(Debug, Clone, Copy)]
+pub struct FunctionInfo {
+    /// FunctionBench's name.
+    pub name: &'static str,
+    /// What it does, in one line.
+    pub description: &'static str,
+    /// The memory of its VM in MiB.
+    pub mem_mib: u32,
+    /// An input with the default sizes, as JSON.
+    pub default_input: &'static str,
+    /// The sizes that an input can set beside `seed`.
+    pub sizes: &'static [SizeParameter],
+    start: fn() -> Result<Box<dyn Workload>, FunctionError>,
+}
+
+/// The ten functions, in the order in which tables show them.
+pub const FUNCTIONS: [FunctionInfo; 10] = [
+    FunctionInfo {
+        name: "helloworld",
+        description: "greets in several languages from a message catalogue",
+        mem_mib: 128,
+        default_input: r#"{"seed":1,"greetings":8}"#,
+        sizes: &helloworld::SIZES,
+        start: helloworld::start,
+    },
+    FunctionInfo {
+        name: "chameleon",
+        description: "renders a page with an HTML table from parsed templates",
+        mem_mib: 256,
+        default_input: r#"{"seed":1,"rows":120,"columns":10}"#,
+        sizes: &chameleon::SIZES,
+        start: chameleon::start,
+    },
+    FunctionInfo {
+        name: "pyaes",
+        description: "encrypts the records of a message with AES-128 in counter mode",
+        mem_mib: 256,
+        default_input: r#"{"seed":1,"records":400,"record_bytes":256}"#,
+        sizes: &pyaes::SIZES,
+        start: pyaes::start,
+    },
+    FunctionInfo {
+        name: "image_rotate",
+        description: "decodes a JPEG, manages its colours, rotates it and encodes it again",
+        mem_mib: 256,
+        default_input: r#"{"seed":1,"width":256,"height":192,"quarter_turns":1}"#,
+        sizes: &image_rotate::SIZES,
+        start: image_rotate::start,
+    },
+    FunctionInfo {
+        name: "json_serdes",
+        description: "serialises and parses a JSON document and joins it with a catalogue",
+        mem_mib: 256,
+        default_input: r#"{"seed":1,"orders":600}"#,
+        sizes: &json_serdes::SIZES,
+        start: json_serdes::start,
+    },
+    FunctionInfo {
+        name: "lr_serving",
+        description: "classifies a review by TF-IDF and logistic regression",
+        mem_mib: 256,
+        default_input: r#"{"seed":1,"words":4000}"#,
+        sizes: &lr_serving::SIZES,
+        start: lr_serving::start,
+    },
+    FunctionInfo {
+        name: "cnn_serving",
+        description: "classifies an image with a convolutional network",
+        mem_mib: 256,
+        default_input: r#"{"seed":1,"images":1}"#,
+        sizes: &cnn_serving::SIZES,
+        start: cnn_serving::start,
+    },
+    FunctionInfo {
+        name: "rnn_serving",
+        description: "writes a text with a gated recurrent character network",
+        mem_mib: 256,
+        default_input: r#"{"seed":1,"characters":10}"#,
+        sizes: &rnn_serving::SIZES,
+        start: rnn_serving::start,
+    },
+    FunctionInfo {
+        name: "lr_training",
+        description: "trains a logistic regression on reviews by gradient descent",
+        mem_mib: 256,
+        default_input: r#"{"seed":1,"documents":3000,"epochs":8}"#,
+        sizes: &lr_training::SIZES,
+        start: lr_training::start,
+    },
+    FunctionInfo {
+        name: "video_processing",
+        description: "decodes the frames of a clip, turns them grey and encodes them again",
+        mem_mib: 256,
+        default_input: r#"{"seed":1,"frames":12}"#,
+        sizes: &video_processing::SIZES,
+        start: video_processing::start,
+    },
+];
+
+/// What is known of the function called `name`.
+#[must_use]
+pub fn find(name: &str) -> Option<&'static FunctionInfo> {
+    const TABLE: &[FunctionInfo; 10] = &FUNCTIONS;
+    TABLE.iter().find(|info| info.name == name)
+}
+
+/// Starts the runtime and loads what the function called `name` holds: models, dictionaries,
+/// templates. Tens of MiB of heap; about a second at most.
+///
+/// # Errors
+/// A name that is not built in, with the names that are.
+pub fn initialise(name: &str) -> Result<Box<dyn Function>, FunctionError> {
+    let info = find(name).ok_or_else(|| FunctionError::UnknownFunction {
+        name: name.to_owned(),
+    })?;
+    let runtime = Runtime::start()?;
+    let workload = (info.start)()?;
+    Ok(Box::new(Service {
+        info,
+        runtime,
+        workload,
+    }))
+}
+
+/// A function behind its request handler.
+struct Service {
+    info: &'static FunctionInfo,
+    runtime: Runtime,
+    workload: Box<dyn Workload>,
+}
+
+impl Function for Service {
+    fn name(&self) -> &'static str {
+        self.info.name
+    }
+
+    fn invoke(&mut self, input: &Value) -> Result<Value, FunctionError> {
+        let parameters = Parameters::parse(input, self.info.sizes)?;
+        // Keys are sorted in it, so that inputs which say the same have the same audit digest.
+        let canonical: String = alloc::string::ToString::to_string(input);
+        let audit = self.runtime.handle(&canonical)?;
+        let mut result: Map<String, Value> = self.workload.run(&parameters)?;
+        result.insert(
+            "audit".to_owned(),
+            Value::String(alloc::format!("{audit:016x}")),
+        );
+        Ok(Value::Object(result))
+    }
+}
