@@ -12,8 +12,9 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use rustix::fs::{CWD, FlockOperation, Mode, OFlags, RenameFlags};
+use rustix::fs::{CWD, FileType, FlockOperation, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use crate::files::{TEMPORARY_INFIX, random_suffix, sync_directory};
@@ -24,9 +25,11 @@ use crate::writer::CreateError;
 
 const PARTIAL_INFIX: &str = ".partial-";
 const RANDOM_DIGITS: usize = 16;
-/// How often others may get in between before that is an error. Each time needs another process to
-/// act within microseconds: more than a few in a row is no accident.
-const ATTEMPTS: u32 = 64;
+/// How often others may get in between before that is an error. Another writer does so for no
+/// longer than a rename takes, so that a thousand times in a row is no accident.
+const ATTEMPTS: u32 = 1000;
+/// How long to leave a directory to another writer that holds its lock.
+const LOCK_WAIT: Duration = Duration::from_millis(1);
 
 /// The names that a snapshot's files have. A directory with others in it is not replaced, for
 /// replacing removes what was there.
@@ -46,17 +49,8 @@ pub(crate) struct Staging {
     parent: PathBuf,
     path: PathBuf,
     published: bool,
-    /// Held for the lock on it.
-    _lock: File,
-}
-
-/// What came of an exchange with the destination.
-#[derive(Debug, PartialEq, Eq)]
-enum Replaced {
-    /// The new snapshot is in place; `leftover` says whether the hidden name holds the older one.
-    Yes { leftover: bool },
-    /// There was nothing to exchange it with.
-    Gone,
+    /// Keeps other writers from taking it for a leftover.
+    lock: Option<File>,
 }
 
 /// What is in the place of a snapshot.
@@ -103,7 +97,7 @@ impl Staging {
                         parent,
                         path,
                         published: false,
-                        _lock: lock,
+                        lock: Some(lock),
                     });
                 }
                 Ok(None) => {}
@@ -123,36 +117,31 @@ impl Staging {
 
     /// Puts the directory in its place. What it holds is durable already.
     pub(crate) fn publish(mut self) -> Result<(), CreateError> {
-        let replaced = self.rename_into_place()?;
+        let older = self.rename_into_place()?;
         self.published = true;
-        let synced = sync_directory(&self.parent);
-        if replaced {
-            // The older snapshot now has the hidden name. Only after the sync: a crash in between
-            // must not find the old one removed and the new one not yet there.
-            if let Err(source) = &synced {
-                let source = io::Error::new(source.kind(), source.to_string());
-                return Err(CreateError::Sync {
-                    path: self.target.clone(),
-                    source,
-                });
-            }
+        // From here on the next writer may replace it, however long removing the older one takes.
+        self.lock = None;
+        // Before the removal: a crash in between must not find the older one removed and the new
+        // one not yet there.
+        sync_directory(&self.parent).map_err(|source| CreateError::Sync {
+            path: self.target.clone(),
+            source,
+        })?;
+        if older.is_some() {
             remove_snapshot_directory(&self.path).map_err(|source| CreateError::RemoveOld {
                 path: self.path.clone(),
                 source,
             })?;
         }
-        synced.map_err(|source| CreateError::Sync {
-            path: self.target.clone(),
-            source,
-        })
+        Ok(())
     }
 
-    /// Returns whether something is now under the hidden name that must be removed.
-    fn rename_into_place(&mut self) -> Result<bool, CreateError> {
+    /// Returns the older snapshot, locked, if there was one: it now has the hidden name.
+    fn rename_into_place(&mut self) -> Result<Option<File>, CreateError> {
         for _ in 0..ATTEMPTS {
             // Replaces nothing, or an empty directory; never one with files in it.
             let error = match fs::rename(&self.path, &self.target) {
-                Ok(()) => return Ok(false),
+                Ok(()) => return Ok(None),
                 Err(error) => error,
             };
             match occupant(&self.target)? {
@@ -171,9 +160,19 @@ impl Staging {
                     return Err(CreateError::io("move into place", &self.target, error));
                 }
             }
-            match self.replace()? {
-                Replaced::Yes { leftover } => return Ok(leftover),
-                Replaced::Gone => {}
+            // Locked before it gets a hidden name, or another writer would take it for a leftover
+            // while it may still have to be put back.
+            match lock(&self.target) {
+                Ok(Some(older)) => {
+                    if self.replace(&older)? {
+                        return Ok(Some(older));
+                    }
+                }
+                Ok(None) => std::thread::sleep(LOCK_WAIT),
+                Err(source) => {
+                    let path = self.target.clone();
+                    return Err(CreateError::Lock { path, source });
+                }
             }
         }
         Err(CreateError::Contended {
@@ -181,11 +180,12 @@ impl Staging {
         })
     }
 
-    /// Exchanges the hidden directory with what is at the destination, if that is a snapshot.
-    fn replace(&mut self) -> Result<Replaced, CreateError> {
+    /// Exchanges the hidden directory with `older`, the snapshot at the destination. Returns
+    /// `false`, and has changed nothing, when the destination is no longer that.
+    fn replace(&mut self, older: &File) -> Result<bool, CreateError> {
         match self.exchange() {
             Ok(()) => {}
-            Err(Errno::NOENT) => return Ok(Replaced::Gone),
+            Err(Errno::NOENT) => return Ok(false),
             Err(errno @ (Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP)) => {
                 let path = self.target.clone();
                 return Err(CreateError::ExchangeUnsupported {
@@ -197,19 +197,22 @@ impl Staging {
         }
         // What is under the hidden name is removed next, so it is looked at once more, now that
         // nobody knows its name: it may not be what was at the destination a moment ago.
-        match occupant(&self.path) {
-            Ok(Occupant::Snapshot | Occupant::EmptyDirectory) => {
-                Ok(Replaced::Yes { leftover: true })
-            }
-            Ok(Occupant::Nothing) => Ok(Replaced::Yes { leftover: false }),
-            Ok(Occupant::Foreign(reason)) => {
+        match self.looks_replaceable(older) {
+            Ok(true) => Ok(true),
+            refused => {
                 self.put_back()?;
-                Err(self.foreign(reason))
+                refused
             }
-            Err(error) => {
-                self.put_back()?;
-                Err(error)
-            }
+        }
+    }
+
+    /// Whether the hidden name is that of `older`, and that has nothing of others in it.
+    fn looks_replaceable(&self, older: &File) -> Result<bool, CreateError> {
+        let same = is_named(older, &self.path)
+            .map_err(|source| CreateError::io("look at", &self.path, source))?;
+        match occupant(&self.path)? {
+            Occupant::Foreign(reason) => Err(self.foreign(reason)),
+            _ => Ok(same),
         }
     }
 
@@ -276,25 +279,44 @@ fn resolve(dir: &Path) -> Result<(PathBuf, PathBuf, OsString), CreateError> {
     }
 }
 
+/// What `path` names: looked at again when it names something else by the time it was looked at.
 fn occupant(path: &Path) -> Result<Occupant, CreateError> {
     let look_at = |source| CreateError::io("look at", path, source);
-    match fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.is_dir() => {}
-        Ok(_) => return Ok(Occupant::Foreign("it is not a directory".to_owned())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Occupant::Nothing),
-        Err(source) => return Err(look_at(source)),
+    for _ in 0..ATTEMPTS {
+        let directory = match open_directory(path) {
+            Ok(directory) => directory,
+            Err(Errno::NOENT) => return Ok(Occupant::Nothing),
+            Err(Errno::NOTDIR | Errno::LOOP) => {
+                return Ok(Occupant::Foreign("it is not a directory".to_owned()));
+            }
+            Err(errno) => return Err(look_at(errno.into())),
+        };
+        let found = match contents(&directory) {
+            Ok(found) => found,
+            // The directory was removed after it was opened.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(source) => return Err(look_at(source)),
+        };
+        // Otherwise another writer may just have replaced it, and be removing what was counted.
+        if is_named(&directory, path).map_err(look_at)? {
+            return Ok(found);
+        }
     }
-    let entries = match fs::read_dir(path) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Occupant::Nothing),
-        Err(source) => return Err(look_at(source)),
-    };
+    Err(CreateError::Contended {
+        path: path.to_owned(),
+    })
+}
+
+/// What a directory is, by the names in it.
+fn contents(directory: &File) -> io::Result<Occupant> {
     let (mut empty, mut has_manifest) = (true, false);
-    for entry in entries {
-        let entry = entry.map_err(look_at)?;
-        let name = entry.file_name();
-        let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
-        if is_directory || !is_of_a_snapshot(&name) {
+    for entry in rustix::fs::Dir::read_from(directory)? {
+        let entry = entry?;
+        let name = OsStr::from_bytes(entry.file_name().to_bytes());
+        if name == "." || name == ".." {
+            continue;
+        }
+        if entry.file_type() == FileType::Directory || !is_of_a_snapshot(name) {
             let name = name.to_string_lossy();
             return Ok(Occupant::Foreign(format!(
                 "it holds `{}`, which is not of a snapshot",
@@ -309,6 +331,12 @@ fn occupant(path: &Path) -> Result<Occupant, CreateError> {
         (false, true) => Occupant::Snapshot,
         (false, false) => Occupant::Foreign(format!("it holds files, but no {MANIFEST_FILE}")),
     })
+}
+
+/// Not through a link: what is looked at is what would be replaced.
+fn open_directory(path: &Path) -> Result<File, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty()).map(File::from)
 }
 
 /// Whether a file of this name is a snapshot's, or a temporary one of
@@ -331,9 +359,8 @@ fn has_random_suffix(name: &OsStr, prefix: &[u8]) -> bool {
 /// Locks the directory `path`, without waiting. `None` when another process holds the lock, or
 /// the directory is no longer what `path` names.
 fn lock(path: &Path) -> io::Result<Option<File>> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let directory = match rustix::fs::open(path, flags, Mode::empty()) {
-        Ok(directory) => File::from(directory),
+    let directory = match open_directory(path) {
+        Ok(directory) => directory,
         Err(Errno::NOENT) => return Ok(None),
         Err(errno) => return Err(errno.into()),
     };
@@ -421,7 +448,8 @@ mod tests {
         fs::write(staging.path().join(STATE_FILE), "new").unwrap();
         fs::create_dir(&dir).unwrap();
         fs::write(dir.join("notes.txt"), "precious").unwrap();
-        let error = staging.replace().unwrap_err();
+        let older = lock(&dir).unwrap().unwrap();
+        let error = staging.replace(&older).unwrap_err();
         assert!(matches!(error, CreateError::Foreign { .. }), "{error:?}");
         let notes = fs::read_to_string(dir.join("notes.txt")).unwrap();
         assert_eq!(notes, "precious");
@@ -433,12 +461,23 @@ mod tests {
         assert!(dir.join("notes.txt").exists());
     }
 
-    /// The destination went away after it was looked at.
+    /// The destination went away, or became another snapshot, after it was looked at.
     #[test]
-    fn a_destination_that_goes_away_is_no_error() {
+    fn a_destination_that_changed_is_looked_at_again() {
         let parent = tempfile::tempdir().unwrap();
-        let mut staging = Staging::create(&parent.path().join("s")).unwrap();
-        assert_eq!(staging.replace().unwrap(), Replaced::Gone);
+        let dir = parent.path().join("s");
+        let mut staging = Staging::create(&dir).unwrap();
+        fs::create_dir(&dir).unwrap();
+        let older = lock(&dir).unwrap().unwrap();
+        fs::rename(&dir, parent.path().join("elsewhere")).unwrap();
+        assert!(!staging.replace(&older).unwrap());
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join(MANIFEST_FILE), "another").unwrap();
+        assert!(!staging.replace(&older).unwrap());
+        assert_eq!(fs::read(dir.join(MANIFEST_FILE)).unwrap(), b"another");
+        let older = lock(&dir).unwrap().unwrap();
+        assert!(staging.replace(&older).unwrap());
+        assert!(!dir.join(MANIFEST_FILE).exists());
     }
 
     #[test]
