@@ -17,6 +17,8 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
 extern crate alloc;
+#[cfg(feature = "reference")]
+extern crate std;
 
 // The alias lets the workspace pin the crate twice: with std for the host's crates, without here.
 use serde_json_alloc as serde_json;
@@ -28,6 +30,8 @@ mod functions;
 mod parameters;
 pub mod protocol;
 mod random;
+#[cfg(feature = "reference")]
+pub mod reference;
 mod runtime;
 mod template;
 

@@ -2,7 +2,7 @@
 //!
 //! `cargo run --release -p reapvm-functions --example footprint [NAME]...`
 //!
-//! Each function runs in a process of its own whose heap is laid out like the guest's. Columns:
+//! Each function runs in a process of its own on the guest's heap. Columns:
 //! `init_ms`; `booted_mib`, the resident heap after a warm-up; `ws_pages`, the pages that an
 //! invocation with seed 1 touches; `run`, the mean length of their contiguous runs; `blocks`, how
 //! many aligned 64 KiB blocks they lie in; `new_pct`, the share of seed 2's pages that seed 1 did
@@ -54,27 +54,26 @@ fn measure(name: &str) -> Result<(), Box<dyn Error>> {
     let start = Instant::now();
     let mut function = initialise(name)?;
     let init_ms = start.elapsed().as_secs_f64() * 1e3;
-    let mut replies = Vec::with_capacity(8);
+    let mut serve = |seed: u32| {
+        let reply =
+            protocol::handle_request(&mut *function, format!("{{\"seed\":{seed}}}").as_bytes());
+        reply.len()
+    };
     // The guest's snapshot is taken after one warm-up invocation.
-    let warm_up = protocol::handle_request(&mut *function, b"{\"seed\":4711}");
+    serve(4711);
+    watch::run(0, || {
+        serve(1);
+    })?;
+    watch::run(1, || {
+        serve(2);
+    })?;
     let booted_mib = watch::resident_pages()? as f64 / 256.0;
-    drop(warm_up);
-    let first = watch::touched_pages(|| {
-        replies.push(protocol::handle_request(&mut *function, b"{\"seed\":1}"));
-    })?;
-    let reply_bytes = replies.pop();
-    let second = watch::touched_pages(|| {
-        replies.push(protocol::handle_request(&mut *function, b"{\"seed\":2}"));
-    })?;
-    replies.clear();
+    let (first, second) = (watch::touched_pages(0), watch::touched_pages(1));
     let mut times_ms: Vec<f64> = (0..20)
         .map(|seed| {
-            let request = format!("{{\"seed\":{seed}}}");
             let start = Instant::now();
-            replies.push(protocol::handle_request(&mut *function, request.as_bytes()));
-            let elapsed = start.elapsed();
-            replies.clear();
-            elapsed.as_secs_f64() * 1e3
+            serve(seed);
+            start.elapsed().as_secs_f64() * 1e3
         })
         .collect();
     times_ms.sort_by(f64::total_cmp);
@@ -98,11 +97,5 @@ fn measure(name: &str) -> Result<(), Box<dyn Error>> {
         new as f64 * 100.0 / second.len() as f64,
         times_ms[times_ms.len() / 2],
     );
-    if std::env::var_os("REAPVM_FOOTPRINT_REPLY").is_some() {
-        println!(
-            "{}",
-            String::from_utf8_lossy(&reply_bytes.unwrap_or_default())
-        );
-    }
     Ok(())
 }

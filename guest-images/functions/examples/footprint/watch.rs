@@ -2,15 +2,18 @@
 
 use std::ffi::{c_int, c_void};
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::HEAP;
 use crate::arena::{ARENA_BYTES, PAGE_BYTES};
 
 const PAGES: usize = ARENA_BYTES / PAGE_BYTES;
 
-static TOUCHED: [AtomicBool; PAGES] = [const { AtomicBool::new(false) }; PAGES];
-static FAULTS: AtomicUsize = AtomicUsize::new(0);
+/// For each page the watches that it was touched in, one bit each. Static, so that keeping them
+/// does not change the heap that is watched.
+static TOUCHED: [AtomicU8; PAGES] = [const { AtomicU8::new(0) }; PAGES];
+/// The bit of the watch that runs.
+static WATCH: AtomicU8 = AtomicU8::new(0);
 
 /// Installs the handler that records a touched page and opens it.
 pub(crate) fn install() -> io::Result<()> {
@@ -30,13 +33,13 @@ extern "C" fn record(_signal: c_int, info: *mut libc::siginfo_t, _context: *mut 
     let address = unsafe { (*info).si_addr() } as usize;
     let base = HEAP.base();
     let page = address.wrapping_sub(base) / PAGE_BYTES;
-    if page >= PAGES || TOUCHED[page].swap(true, Ordering::Relaxed) {
+    let watch = WATCH.load(Ordering::Relaxed);
+    if page >= PAGES || TOUCHED[page].fetch_or(watch, Ordering::Relaxed) & watch != 0 {
         // A real fault: without the handler the access faults again and ends the process.
         // SAFETY: resetting a signal's action is always allowed.
         unsafe { libc::signal(libc::SIGSEGV, libc::SIG_DFL) };
         return;
     }
-    FAULTS.fetch_add(1, Ordering::Relaxed);
     let start = base + page * PAGE_BYTES;
     // SAFETY: the page belongs to the arena's mapping, which is readable and writable by design.
     unsafe {
@@ -48,18 +51,20 @@ extern "C" fn record(_signal: c_int, info: *mut libc::siginfo_t, _context: *mut 
     }
 }
 
-/// Runs `work` and returns the arena's pages that it touched, in ascending order.
-pub(crate) fn touched_pages(work: impl FnOnce()) -> io::Result<Vec<usize>> {
-    for page in &TOUCHED {
-        page.store(false, Ordering::Relaxed);
-    }
+/// Runs `work` and records the pages that it touches as watch number `watch` (0 to 7).
+pub(crate) fn run(watch: u8, work: impl FnOnce()) -> io::Result<()> {
+    WATCH.store(1 << watch, Ordering::Relaxed);
     protect(libc::PROT_NONE)?;
     work();
-    let open = protect(libc::PROT_READ | libc::PROT_WRITE);
-    let touched = (0..PAGES)
-        .filter(|&page| TOUCHED[page].load(Ordering::Relaxed))
-        .collect();
-    open.map(|()| touched)
+    protect(libc::PROT_READ | libc::PROT_WRITE)
+}
+
+/// The arena's pages that were touched in watch number `watch`, in ascending order.
+pub(crate) fn touched_pages(watch: u8) -> Vec<usize> {
+    let bit = 1 << watch;
+    (0..PAGES)
+        .filter(|&page| TOUCHED[page].load(Ordering::Relaxed) & bit != 0)
+        .collect()
 }
 
 /// How many pages of the arena are resident.
