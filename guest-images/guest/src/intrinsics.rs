@@ -8,7 +8,7 @@ use core::arch::asm;
 ///
 /// # Safety
 /// As C's `memcpy`.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, bytes: usize) -> *mut u8 {
     // SAFETY: the caller's promise covers all bytes; each branch stays inside both ranges.
     unsafe {
@@ -80,7 +80,7 @@ unsafe fn copy_ends<T>(to: *mut u8, from: *const u8, bytes: usize) {
 ///
 /// # Safety
 /// As C's `memmove`.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 unsafe extern "C" fn memmove(to: *mut u8, from: *const u8, bytes: usize) -> *mut u8 {
     // SAFETY: the caller's promise covers all bytes.
     unsafe {
@@ -135,7 +135,7 @@ unsafe fn copy_backwards(to: *mut u8, from: *const u8, bytes: usize) {
 ///
 /// # Safety
 /// As C's `memset`.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 unsafe extern "C" fn memset(to: *mut u8, value: i32, bytes: usize) -> *mut u8 {
     let byte = value as u8;
     let pattern = u64::from(byte) * 0x0101_0101_0101_0101;
@@ -182,7 +182,7 @@ unsafe extern "C" fn memset(to: *mut u8, value: i32, bytes: usize) -> *mut u8 {
 ///
 /// # Safety
 /// As C's `memcmp`.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 unsafe extern "C" fn memcmp(left: *const u8, right: *const u8, bytes: usize) -> i32 {
     // SAFETY: the caller's promise covers all bytes.
     unsafe {
@@ -215,7 +215,7 @@ unsafe extern "C" fn memcmp(left: *const u8, right: *const u8, bytes: usize) -> 
 ///
 /// # Safety
 /// As `memcmp`.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 unsafe extern "C" fn bcmp(left: *const u8, right: *const u8, bytes: usize) -> i32 {
     // SAFETY: the caller's promise is the same.
     unsafe { memcmp(left, right, bytes) }
@@ -225,7 +225,7 @@ unsafe extern "C" fn bcmp(left: *const u8, right: *const u8, bytes: usize) -> i3
 ///
 /// # Safety
 /// As C's `strlen`.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 unsafe extern "C" fn strlen(text: *const u8) -> usize {
     let mut length = 0;
     // SAFETY: the caller promises a zero at the end. A volatile read keeps the loop a loop.
@@ -236,11 +236,99 @@ unsafe extern "C" fn strlen(text: *const u8) -> usize {
 }
 
 /// Named by the prebuilt `core`'s unwind tables; nothing unwinds here (`panic = "abort"`).
+#[cfg(not(test))]
 #[unsafe(no_mangle)]
 extern "C" fn rust_eh_personality() {}
 
 /// Named by the prebuilt `alloc`; never reached, for the same reason.
+#[cfg(not(test))]
 #[unsafe(no_mangle)]
 extern "C" fn _Unwind_Resume() -> ! {
     crate::supervisor::reset()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every length to 40 and some around the limits between the ways of doing it.
+    fn lengths() -> impl Iterator<Item = usize> {
+        (0..40).chain([63, 64, 65, 255, 256, 257, 511, 512, 513, 700])
+    }
+
+    fn noise(bytes: usize) -> Vec<u8> {
+        (0..bytes).map(|at| (at * 7 + at / 256) as u8).collect()
+    }
+
+    #[test]
+    fn copies_are_exact_and_touch_nothing_else() {
+        for length in lengths() {
+            for (from, to) in [(0, 0), (1, 3), (5, 2)] {
+                let source = noise(length + 16);
+                let mut target = vec![0xaa; length + 16];
+                let mut expected = target.clone();
+                expected[to..to + length].copy_from_slice(&source[from..from + length]);
+                // SAFETY: both ranges lie inside their vectors, which are distinct.
+                unsafe {
+                    memcpy(
+                        target.as_mut_ptr().add(to),
+                        source.as_ptr().add(from),
+                        length,
+                    )
+                };
+                assert_eq!(target, expected, "{length} bytes from {from} to {to}");
+            }
+        }
+    }
+
+    #[test]
+    fn moves_in_either_direction_are_exact() {
+        for length in lengths() {
+            for (from, to) in (0..34).flat_map(|at| [(at, 17), (17, at)]) {
+                let mut bytes = noise(length + 50);
+                let mut expected = bytes.clone();
+                expected.copy_within(from..from + length, to);
+                let base = bytes.as_mut_ptr();
+                // SAFETY: both ranges lie inside the vector.
+                unsafe { memmove(base.add(to), base.add(from), length) };
+                assert_eq!(bytes, expected, "{length} bytes from {from} to {to}");
+            }
+        }
+    }
+
+    #[test]
+    fn fills_are_exact() {
+        for length in lengths() {
+            let mut bytes = noise(length + 16);
+            let mut expected = bytes.clone();
+            expected[3..3 + length].fill(0xc5);
+            // SAFETY: the range lies inside the vector.
+            unsafe { memset(bytes.as_mut_ptr().add(3), 0x1c5, length) };
+            assert_eq!(bytes, expected, "{length} bytes");
+        }
+    }
+
+    #[test]
+    fn comparisons_go_by_the_first_different_byte() {
+        for length in lengths() {
+            let left = noise(length);
+            for at in 0..=length {
+                let mut right = left.clone();
+                if let Some(byte) = right.get_mut(at) {
+                    *byte ^= 0x80;
+                }
+                if let Some(byte) = right.get_mut(at + 1) {
+                    *byte = byte.wrapping_add(1);
+                }
+                // SAFETY: both vectors are `length` long.
+                let order = unsafe { memcmp(left.as_ptr(), right.as_ptr(), length) };
+                assert_eq!(order.cmp(&0), left.cmp(&right), "{length} bytes, {at}");
+                // SAFETY: as above.
+                let differ = unsafe { bcmp(left.as_ptr(), right.as_ptr(), length) };
+                assert_eq!(differ != 0, left != right);
+            }
+        }
+        // SAFETY: the text ends with a zero.
+        assert_eq!(unsafe { strlen(c"guest".as_ptr().cast()) }, 5);
+    }
 }

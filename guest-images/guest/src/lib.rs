@@ -12,3 +12,7 @@ pub mod cmdline;
 pub mod heap;
 pub mod packet;
 pub mod server;
+
+// The binary's, included to be tested on the host, under names of their own.
+#[cfg(test)]
+mod intrinsics;
