@@ -1,1 +1,21 @@
-//! See the crate's description in Cargo.toml.
+//! reapvm: a minimal KVM hypervisor with record-and-prefetch (REAP) in its memory manager.
+//!
+//! A [`machine::Machine`] is made by [`machine::Machine::boot`] from a [`config::VmConfig`] or by
+//! [`machine::Machine::restore`] from a snapshot directory, is paused when it is made, and can be
+//! resumed, paused and saved. How memory comes back is a
+//! [`reapvm_reap::MemoryRestoreMode`]. [`invocation`] calls a function in the guest and takes
+//! the marks of a cold start.
+
+pub mod arch;
+pub mod boot;
+pub mod clock;
+pub mod cold_start;
+pub mod config;
+pub mod function_vm;
+pub mod interrupts;
+pub mod invocation;
+pub mod machine;
+pub mod memory;
+pub mod page_cache;
+pub mod residency;
+pub mod vcpu;

@@ -1,0 +1,241 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use reapvm_reap::MemoryRestoreMode;
+
+/// A minimal KVM hypervisor that starts snapshots with their working set prefetched (REAP).
+#[derive(Parser)]
+#[command(name = "reapvm", version, max_term_width = 100)]
+#[command(after_help = "\
+First steps:
+  reapvm snapshot create --function helloworld -o hello.snap
+  reapvm invoke hello.snap --input '{\"seed\":1}' --memory record
+  reapvm invoke hello.snap --input '{\"seed\":2}' --memory prefetch --cold
+
+reapvm needs read and write access to /dev/kvm, and to /dev/userfaultfd for the memory modes
+ondemand, record and prefetch.")]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    /// Write log lines to standard error, for example `debug` or `reapvm_reap=trace`
+    #[arg(long, global = true, value_name = "FILTER", env = "REAPVM_LOG")]
+    pub(crate) log: Option<String>,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Boot a machine; its console is standard input and output
+    Run(Run),
+    /// Create snapshots and look into them
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
+    /// Restore a snapshot, call its function, print the response
+    Invoke(Invoke),
+    /// Measure warm and cold starts of the built-in functions
+    Bench(Bench),
+    /// The built-in guest's image
+    #[command(subcommand)]
+    Image(ImageCommand),
+}
+
+/// Which guest a machine runs.
+#[derive(Args)]
+#[group(id = "guest", required = true, multiple = false)]
+pub(crate) struct Guest {
+    /// An uncompressed x86-64 ELF kernel
+    #[arg(long, value_name = "ELF")]
+    pub(crate) kernel: Option<PathBuf>,
+    /// A function of the built-in guest: `reapvm image list` names them
+    #[arg(long, value_name = "NAME")]
+    pub(crate) function: Option<String>,
+}
+
+#[derive(Args)]
+pub(crate) struct Run {
+    #[command(flatten)]
+    pub(crate) guest: Guest,
+    /// Initial RAM disk
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub(crate) initrd: Option<PathBuf>,
+    /// Kernel command line; devices are announced behind it [default: console=ttyS0]
+    #[arg(long, value_name = "TEXT", requires = "kernel")]
+    pub(crate) cmdline: Option<String>,
+    /// Guest memory, such as 256M or 1G [default: 256M, or what the function needs]
+    #[arg(long, value_name = "SIZE", value_parser = reapvm::config::parse_memory_mib)]
+    pub(crate) mem: Option<u64>,
+    /// Number of vCPUs
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) vcpus: u8,
+    /// Unix socket for connections into the guest: send `CONNECT <port>`, read `OK <port>`
+    #[arg(long, value_name = "PATH")]
+    pub(crate) vsock_uds: Option<PathBuf>,
+    /// The guest's vsock context id
+    #[arg(long, value_name = "CID", default_value_t = reapvm::config::DEFAULT_GUEST_CID)]
+    pub(crate) vsock_cid: u32,
+    /// Give the guest a virtio-rng device
+    #[arg(long)]
+    pub(crate) rng: bool,
+    /// End the machine with an error if the guest has not ended by itself after this long
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) timeout: Option<Duration>,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum SnapshotCommand {
+    /// Boot a built-in function, serve one warm-up invocation, save the machine
+    Create(SnapshotCreate),
+    /// Say what a snapshot holds
+    Info(SnapshotInfo),
+    /// Check every byte of a snapshot against its checksums
+    Verify(SnapshotVerify),
+}
+
+#[derive(Args)]
+pub(crate) struct SnapshotCreate {
+    /// The built-in function: `reapvm image list` names them
+    #[arg(long, value_name = "NAME")]
+    pub(crate) function: String,
+    /// The snapshot directory to make; an older snapshot there is replaced at once
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) output: PathBuf,
+    /// Guest memory, such as 256M [default: what the function needs]
+    #[arg(long, value_name = "SIZE", value_parser = reapvm::config::parse_memory_mib)]
+    pub(crate) mem: Option<u64>,
+    /// Number of vCPUs
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) vcpus: u8,
+    /// Give the guest a virtio-rng device
+    #[arg(long)]
+    pub(crate) rng: bool,
+    /// Input of the warm-up invocation
+    #[arg(long, value_name = "JSON", default_value = "{\"seed\":0}", value_parser = json)]
+    pub(crate) warm_up: serde_json::Value,
+    /// How long booting and the warm-up may each take
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
+    pub(crate) timeout: Duration,
+}
+
+#[derive(Args)]
+pub(crate) struct SnapshotInfo {
+    /// The snapshot directory
+    pub(crate) dir: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct SnapshotVerify {
+    /// The snapshot directory
+    pub(crate) dir: PathBuf,
+}
+
+/// How memory comes back, as clap reads it.
+fn mode(text: &str) -> Result<MemoryRestoreMode, String> {
+    text.parse::<MemoryRestoreMode>()
+        .map_err(|error| error.to_string())
+}
+
+#[derive(Args)]
+pub(crate) struct Invoke {
+    /// The snapshot directory
+    pub(crate) dir: PathBuf,
+    /// The function's input
+    #[arg(long, value_name = "JSON", default_value = "{}", value_parser = json)]
+    pub(crate) input: serde_json::Value,
+    /// How guest memory comes back
+    ///
+    /// copy: read whole, and checked, before the first instruction.
+    /// file: private mapping of the memory file, served by the kernel, which checks nothing:
+    /// run `reapvm snapshot verify` where the disk is not trusted.
+    /// ondemand: a page at a time by reapvm's pager, each page checked.
+    /// record: as ondemand, and the pages that the invocation touched become the working set.
+    /// prefetch: the working set is read and installed at once, the rest as ondemand.
+    #[arg(long, value_name = "MODE", default_value = "ondemand", value_parser = mode, verbatim_doc_comment)]
+    pub(crate) memory: MemoryRestoreMode,
+    /// Take the snapshot's files out of the page cache first, and fail if they stay
+    #[arg(long)]
+    pub(crate) cold: bool,
+    /// Repeat the whole start, each time in a new process
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) repeat: u32,
+    /// Print JSON: the response, the marks and the faults; a line a repetition
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// How long the response may take
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    pub(crate) timeout: Duration,
+    /// Moment of exec on the monotonic clock, in ns: given by a launcher that measures
+    #[arg(long, value_name = "NS", hide = true)]
+    pub(crate) started_at_ns: Option<u64>,
+}
+
+#[derive(Args)]
+pub(crate) struct Bench {
+    /// Functions, separated by commas
+    #[arg(long, value_name = "NAMES", default_value = "all")]
+    pub(crate) functions: String,
+    /// Memory modes to start cold with, separated by commas; warm is always measured
+    #[arg(long, value_name = "MODES", default_value = "file,ondemand,record,prefetch", value_delimiter = ',', value_parser = mode)]
+    pub(crate) modes: Vec<MemoryRestoreMode>,
+    /// Runs of each mode of each function
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) runs: u32,
+    /// Also write all results to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Where the snapshots are made: a directory on the disk to be measured
+    #[arg(long, value_name = "DIR", default_value = "bench-results/snapshots")]
+    pub(crate) dir: PathBuf,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum ImageCommand {
+    /// Write the built-in guest's ELF image, to run it elsewhere
+    Export(ImageExport),
+    /// List the functions of the built-in guest
+    List,
+}
+
+#[derive(Args)]
+pub(crate) struct ImageExport {
+    /// The file to write
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+}
+
+fn json(text: &str) -> Result<serde_json::Value, String> {
+    serde_json::from_str(text).map_err(|error| format!("this is not JSON: {error}"))
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text
+        .parse()
+        .map_err(|_| format!("'{text}' is no number of seconds, such as 10 or 0.5"))?;
+    if seconds <= 0.0 {
+        return Err("a time limit must be more than zero seconds".to_owned());
+    }
+    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn times_must_be_positive_numbers() {
+        assert_eq!(seconds("0.5"), Ok(Duration::from_millis(500)));
+        for bad in ["0", "-1", "nan", "inf", "soon", "1e300"] {
+            assert!(seconds(bad).is_err(), "{bad}");
+        }
+    }
+}

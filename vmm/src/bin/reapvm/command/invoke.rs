@@ -1,0 +1,81 @@
+//! `reapvm invoke`.
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use reapvm::cold_start::{self, ColdStart, ColdStartReport};
+use reapvm::page_cache;
+
+use super::CommandResult;
+use crate::bench::worker;
+use crate::cli::Invoke;
+
+pub(super) fn run(arguments: &Invoke, process_start_ns: u64) -> CommandResult {
+    // A cold or repeated start is measured from the exec of a process of its own.
+    if arguments.started_at_ns.is_none() && (arguments.cold || arguments.repeat > 1) {
+        for _ in 0..arguments.repeat {
+            if arguments.cold {
+                page_cache::evict_directory(&arguments.dir)?;
+            }
+            let report = worker::invoke(
+                &arguments.dir,
+                arguments.memory,
+                &arguments.input,
+                arguments.timeout,
+            )?;
+            print(&report, arguments.json)?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let start = ColdStart {
+        dir: &arguments.dir,
+        mode: arguments.memory,
+        input: &arguments.input,
+        timeout: arguments.timeout,
+        started_ns: arguments.started_at_ns.unwrap_or(process_start_ns),
+    };
+    print(&cold_start::run(&start, process_start_ns)?, arguments.json)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print(report: &ColdStartReport, json: bool) -> Result<(), Box<dyn Error>> {
+    if json {
+        println!("{}", serde_json::to_string(report)?);
+        return Ok(());
+    }
+    println!("{}", report.response);
+    let marks = &report.marks_ms;
+    println!("memory {}", report.mode);
+    let line = |name: &str, value: f64| println!("  {name:<22}{value:>9.2} ms");
+    line("state loaded", marks.state_loaded);
+    line("memory ready", marks.memory_ready);
+    line("first KVM_RUN", marks.first_run);
+    line("request sent", marks.request_sent);
+    line("first response byte", marks.first_byte);
+    line("response complete", marks.response);
+    if let Some(install) = &report.install_ms {
+        println!(
+            "  working set: {} pages in {} runs; read {:.2} ms, verify {:.2} ms, copy {:.2} ms",
+            report.faults.prefetched_pages,
+            install.extents,
+            install.read,
+            install.verify,
+            install.copy
+        );
+    }
+    let faults = &report.faults;
+    println!(
+        "  faults: {} by the pager ({} missed by the working set), kernel {} major, {} minor",
+        faults.uffd, faults.missed_pages, faults.kernel_major, faults.kernel_minor
+    );
+    if let (reapvm_reap::MemoryRestoreMode::Record, Some(pages)) =
+        (report.mode, report.working_set_pages)
+    {
+        println!("  recorded a working set of {pages} pages");
+    }
+    println!(
+        "  resident: guest {} KiB, VMM {} KiB",
+        report.guest_resident_kib, report.vmm_overhead_kib
+    );
+    Ok(())
+}

@@ -1,0 +1,25 @@
+//! One file a subcommand.
+
+mod image;
+mod invoke;
+mod run;
+mod snapshot;
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use crate::bench;
+use crate::cli::Command;
+
+/// What a subcommand returns: it fails with whatever error it met, which `main` prints.
+pub(crate) type CommandResult = Result<ExitCode, Box<dyn Error>>;
+
+pub(crate) fn run(command: Command, process_start_ns: u64) -> CommandResult {
+    match command {
+        Command::Run(arguments) => run::run(arguments),
+        Command::Snapshot(command) => snapshot::run(command),
+        Command::Invoke(arguments) => invoke::run(&arguments, process_start_ns),
+        Command::Bench(arguments) => bench::run(&arguments),
+        Command::Image(command) => image::run(command),
+    }
+}

@@ -1,0 +1,247 @@
+//! `reapvm snapshot`.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use reapvm::config::VmConfig;
+use reapvm::function_vm;
+use reapvm_reap::{WorkingSet, WorkingSetError, trace};
+use reapvm_snapshot::{PAGE_SIZE, Snapshot};
+use serde::Serialize;
+
+use super::CommandResult;
+use crate::cli::{SnapshotCommand, SnapshotCreate, SnapshotInfo, SnapshotVerify};
+use crate::output;
+
+pub(super) fn run(command: SnapshotCommand) -> CommandResult {
+    match command {
+        SnapshotCommand::Create(arguments) => create(&arguments),
+        SnapshotCommand::Info(arguments) => info(&arguments),
+        SnapshotCommand::Verify(arguments) => verify(&arguments),
+    }
+}
+
+fn create(arguments: &SnapshotCreate) -> CommandResult {
+    let mut config = VmConfig::for_function(&arguments.function)?;
+    config.machine_config.vcpu_count = arguments.vcpus;
+    if let Some(mem_size_mib) = arguments.mem {
+        config.machine_config.mem_size_mib = mem_size_mib;
+    }
+    config.rng = arguments.rng;
+    let manifest = function_vm::create_snapshot(
+        config,
+        &arguments.warm_up,
+        &arguments.output,
+        arguments.timeout,
+    )?;
+    println!(
+        "{}: snapshot {} of {}, {} of {} pages hold data",
+        arguments.output.display(),
+        manifest.id,
+        arguments.function,
+        manifest.memory.data_pages,
+        manifest.memory.data_pages + manifest.memory.zero_pages
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What `snapshot info` tells of a file that is made after the snapshot.
+#[derive(Serialize)]
+#[serde(tag = "status", rename_all = "snake_case")]
+enum Recorded<T> {
+    /// There is none yet.
+    Absent,
+    /// It is there, whole, and belongs to this snapshot.
+    Valid(T),
+    /// It is there but cannot be used.
+    Unusable { reason: String },
+}
+
+#[derive(Serialize)]
+struct WorkingSetInfo {
+    pages: u64,
+    extents: usize,
+    len_bytes: u64,
+}
+
+#[derive(Serialize)]
+struct TraceInfo {
+    records: usize,
+}
+
+#[derive(Serialize)]
+struct Info<'a> {
+    #[serde(flatten)]
+    manifest: &'a reapvm_snapshot::Manifest,
+    memory_on_disk_bytes: u64,
+    working_set: Recorded<WorkingSetInfo>,
+    trace: Recorded<TraceInfo>,
+}
+
+fn working_set_of(snapshot: &Snapshot, memory_bytes: u64) -> Recorded<WorkingSetInfo> {
+    match WorkingSet::verify(&snapshot.working_set_path(), &snapshot.id(), memory_bytes) {
+        Ok(set) => Recorded::Valid(WorkingSetInfo {
+            pages: set.page_count(),
+            extents: set.extents().len(),
+            len_bytes: set.len_bytes(),
+        }),
+        Err(WorkingSetError::Missing { .. }) => Recorded::Absent,
+        Err(error) => Recorded::Unusable {
+            reason: output::chain(&error),
+        },
+    }
+}
+
+fn trace_of(snapshot: &Snapshot) -> Recorded<TraceInfo> {
+    if !snapshot.trace_path().exists() {
+        return Recorded::Absent;
+    }
+    match trace::read(&snapshot.trace_path(), &snapshot.id()) {
+        Ok(records) => Recorded::Valid(TraceInfo {
+            records: records.len(),
+        }),
+        Err(error) => Recorded::Unusable {
+            reason: output::chain(&error),
+        },
+    }
+}
+
+fn disk_bytes(path: &Path) -> std::io::Result<u64> {
+    use std::os::unix::fs::MetadataExt;
+    // st_blocks counts units of 512 bytes, whatever the file system's block size.
+    Ok(std::fs::metadata(path)?.blocks() * 512)
+}
+
+fn info(arguments: &SnapshotInfo) -> CommandResult {
+    let snapshot = Snapshot::open(&arguments.dir)?;
+    let manifest = snapshot.manifest();
+    let memory = &manifest.memory;
+    let pages = memory.data_pages + memory.zero_pages;
+    let info = Info {
+        manifest,
+        memory_on_disk_bytes: disk_bytes(&arguments.dir.join(&manifest.files.memory.name))?,
+        working_set: working_set_of(&snapshot, pages * PAGE_SIZE as u64),
+        trace: trace_of(&snapshot),
+    };
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&info)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    let row = |name: &str, value: String| println!("{name:<18}{value}");
+    row("snapshot", manifest.id.to_string());
+    row("format", manifest.format_version.to_string());
+    row("made by", manifest.creator.clone());
+    row(
+        "made at",
+        format!("{} s since 1970", manifest.created_unix_s),
+    );
+    row(
+        "host",
+        format!(
+            "{}, Linux {}",
+            manifest.host.cpu_model, manifest.host.kernel_release
+        ),
+    );
+    if let Ok(config) = reapvm::machine::config_of(&snapshot) {
+        row(
+            "function",
+            config
+                .function
+                .unwrap_or_else(|| "(not a built-in one)".into()),
+        );
+        row(
+            "machine",
+            format!(
+                "{} vCPU, {} MiB",
+                config.machine_config.vcpu_count, config.machine_config.mem_size_mib
+            ),
+        );
+    }
+    row(
+        "memory",
+        format!(
+            "{:.1} MiB: {} data pages, {} zero pages; {:.1} MiB on disk",
+            mib(pages * PAGE_SIZE as u64),
+            memory.data_pages,
+            memory.zero_pages,
+            mib(info.memory_on_disk_bytes)
+        ),
+    );
+    row(
+        "booted resident",
+        format!("{:.1} MiB", mib(memory.booted_resident_bytes)),
+    );
+    row("state", format!("{} bytes", manifest.files.state.len_bytes));
+    row(
+        "working set",
+        match &info.working_set {
+            Recorded::Absent => "none yet: invoke with --memory record".into(),
+            Recorded::Valid(set) => format!(
+                "{} pages in {} runs, {:.1} MiB; belongs to this snapshot",
+                set.pages,
+                set.extents,
+                mib(set.len_bytes)
+            ),
+            Recorded::Unusable { reason } => format!("NOT USABLE: {reason}"),
+        },
+    );
+    row(
+        "trace",
+        match &info.trace {
+            Recorded::Absent => "none yet".into(),
+            Recorded::Valid(trace) => format!("{} first touches", trace.records),
+            Recorded::Unusable { reason } => format!("NOT USABLE: {reason}"),
+        },
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+fn verify(arguments: &SnapshotVerify) -> CommandResult {
+    let snapshot = Snapshot::open(&arguments.dir)?;
+    let bar = ProgressBar::new(0).with_style(
+        ProgressStyle::with_template("verifying {bar:40} {bytes}/{total_bytes} {bytes_per_sec}")
+            .unwrap_or_else(|_| ProgressStyle::default_bar()),
+    );
+    let report = snapshot.verify_with_progress(&mut |progress| {
+        bar.set_length(progress.total_bytes);
+        bar.set_position(progress.checked_bytes);
+    });
+    bar.finish_and_clear();
+    let report = report?;
+    let memory = &snapshot.manifest().memory;
+    let memory_bytes = (memory.data_pages + memory.zero_pages) * PAGE_SIZE as u64;
+    let mut wrong: Vec<String> = report
+        .bad_pages
+        .iter()
+        .map(|bad| format!("guest-physical page {:#x} is not what was saved", bad.gpa))
+        .collect();
+    let unlisted = report.bad_page_count - report.bad_pages.len() as u64;
+    if unlisted > 0 {
+        wrong.push(format!("and {unlisted} more pages"));
+    }
+    for reason in [
+        match working_set_of(&snapshot, memory_bytes) {
+            Recorded::Unusable { reason } => Some(reason),
+            _ => None,
+        },
+        match trace_of(&snapshot) {
+            Recorded::Unusable { reason } => Some(reason),
+            _ => None,
+        },
+    ]
+    .into_iter()
+    .flatten()
+    {
+        wrong.push(reason);
+    }
+    if wrong.is_empty() {
+        println!("{}: every checksum is right", arguments.dir.display());
+        return Ok(ExitCode::SUCCESS);
+    }
+    for line in &wrong {
+        eprintln!("{line}");
+    }
+    Err(format!("the snapshot '{}' is damaged", arguments.dir.display()).into())
+}

@@ -1,0 +1,25 @@
+//! `reapvm`: runs virtual machines, saves them, and starts them cold.
+
+mod bench;
+mod cli;
+mod command;
+mod output;
+mod terminal;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    // First of all: the mark "process_start" of a cold start.
+    let process_start_ns = reapvm::clock::monotonic_ns();
+    let arguments = cli::Arguments::parse();
+    output::set_up_logging(arguments.log.as_deref());
+    match command::run(arguments.command, process_start_ns) {
+        Ok(code) => code,
+        Err(error) => {
+            output::print_error(error.as_ref());
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! What the program says on standard error.
+
+use std::error::Error;
+use std::io::IsTerminal;
+
+/// Logging costs nothing on the start path unless it is asked for.
+pub(crate) fn set_up_logging(filter: Option<&str>) {
+    let Some(filter) = filter else { return };
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+}
+
+/// Prints an error and the chain of its causes on one line.
+pub(crate) fn print_error(error: &(dyn Error + 'static)) {
+    eprintln!("error: {}", chain(error));
+}
+
+/// An error and its causes, without repeating a cause that the error already quotes.
+pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let message = error.to_string();
+        if !text.contains(&message) {
+            text.push_str(": ");
+            text.push_str(&message);
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,254 @@
+//! One cold start, with its marks: from the launcher's exec to the whole response.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use reapvm_reap::{
+    InstallReport, MemoryRestoreMode, PageSourceError, SnapshotPageSource, TraceError, WorkingSet,
+    WorkingSetError, trace,
+};
+use reapvm_snapshot::{OpenError, Snapshot};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use thiserror::Error;
+
+use crate::invocation::{Connection, InvokeError};
+use crate::machine::{BuildError, Machine, MachineError, RestoreOptions, config_of};
+use crate::residency;
+
+/// What is to be started.
+pub struct ColdStart<'a> {
+    /// The snapshot directory.
+    pub dir: &'a Path,
+    /// How memory comes back.
+    pub mode: MemoryRestoreMode,
+    /// The function's input.
+    pub input: &'a Value,
+    /// How long the response may take.
+    pub timeout: Duration,
+    /// The zero of all marks on the monotonic clock: the launcher's exec.
+    pub started_ns: u64,
+}
+
+/// A cold start failed.
+#[derive(Debug, Error)]
+pub enum ColdStartError {
+    /// The snapshot cannot be used.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The machine cannot be restored.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// The machine cannot be resumed or paused.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// The function cannot be called.
+    #[error(transparent)]
+    Invoke(#[from] InvokeError),
+    /// The recording cannot be read back from memory.
+    #[error(transparent)]
+    Source(#[from] PageSourceError),
+    /// The working set cannot be written.
+    #[error(transparent)]
+    WorkingSet(#[from] WorkingSetError),
+    /// The trace cannot be written.
+    #[error(transparent)]
+    Trace(#[from] TraceError),
+    /// The process's memory cannot be read.
+    #[error("cannot read this process's memory use")]
+    Residency(#[source] std::io::Error),
+}
+
+/// Milliseconds from the launcher's exec to each step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct MarksMs {
+    /// The program's first own instructions: after exec and dynamic linking.
+    pub process_start: f64,
+    /// vCPUs, devices and memory mappings are as they were saved.
+    pub state_loaded: f64,
+    /// The working set is installed (prefetch), and faults are served.
+    pub memory_ready: f64,
+    /// The first KVM_RUN.
+    pub first_run: f64,
+    /// The request was handed to the connection.
+    pub request_sent: f64,
+    /// First byte of the response.
+    pub first_byte: f64,
+    /// The response is whole.
+    pub response: f64,
+}
+
+/// Page faults of one cold start, until the response.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Faults {
+    /// Served by the pager.
+    pub uffd: u64,
+    /// Major faults of the process since the restore began.
+    pub kernel_major: u64,
+    /// Minor faults of the process since the restore began.
+    pub kernel_minor: u64,
+    /// Pages that were installed before the guest ran.
+    pub prefetched_pages: u64,
+    /// Faults that the prefetched pages did not prevent; 0 in other modes.
+    pub missed_pages: u64,
+}
+
+/// What the installation of a working set did, in milliseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct InstallMs {
+    /// Reading the working-set file.
+    pub read: f64,
+    /// Verifying its pages.
+    pub verify: f64,
+    /// Copying them into guest memory.
+    pub copy: f64,
+    /// All of it.
+    pub total: f64,
+    /// Bytes read.
+    pub bytes_read: u64,
+    /// Contiguous runs.
+    pub extents: u64,
+}
+
+impl From<InstallReport> for InstallMs {
+    fn from(report: InstallReport) -> Self {
+        Self {
+            read: ms(report.read_ns),
+            verify: ms(report.verify_ns),
+            copy: ms(report.copy_ns),
+            total: ms(report.total_ns),
+            bytes_read: report.bytes_read,
+            extents: report.extents,
+        }
+    }
+}
+
+/// The result of one cold start.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ColdStartReport {
+    /// The function, where the guest is the built-in one.
+    pub function: Option<String>,
+    /// The mode that really ran.
+    pub mode: MemoryRestoreMode,
+    /// What the guest answered, whole.
+    pub response: Value,
+    /// From exec to the whole response, in ms.
+    pub total_ms: f64,
+    /// The steps.
+    pub marks_ms: MarksMs,
+    /// The installation of the working set, in prefetch mode.
+    pub install_ms: Option<InstallMs>,
+    /// Page faults until the response.
+    pub faults: Faults,
+    /// Pages of the working set: installed (prefetch) or recorded (record).
+    pub working_set_pages: Option<u64>,
+    /// Resident guest memory at the response, in KiB.
+    pub guest_resident_kib: u64,
+    /// Resident memory of the process beyond the guest's at the response, in KiB.
+    pub vmm_overhead_kib: u64,
+}
+
+fn ms(ns: u64) -> f64 {
+    ns as f64 / 1e6
+}
+
+/// (major, minor) page faults of this process so far.
+fn kernel_faults() -> (u64, u64) {
+    // SAFETY: all-zero is a valid rusage; getrusage only writes into it.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        libc::getrusage(libc::RUSAGE_SELF, &raw mut usage);
+        usage
+    };
+    (usage.ru_majflt as u64, usage.ru_minflt as u64)
+}
+
+/// Restores, invokes and measures. In record mode the working set and the trace are written
+/// after the response has arrived.
+///
+/// # Errors
+/// See [`ColdStartError`]. If the pager fails, the process ends here with its error: a guest that
+/// hangs for ever would be worse.
+pub fn run(
+    start: &ColdStart<'_>,
+    process_start_ns: u64,
+) -> Result<ColdStartReport, ColdStartError> {
+    let (major_before, minor_before) = kernel_faults();
+    let snapshot = Arc::new(Snapshot::open(start.dir)?);
+    let mut machine = Machine::restore(&snapshot, RestoreOptions::new(start.mode))?;
+    // Opened before the guest runs: it finds the connection request when it wakes.
+    let mut connection = Connection::open(&machine)?;
+    machine.resume()?;
+    let reply = connection.call(&machine, start.input, start.timeout)?;
+    let (major, minor) = kernel_faults();
+    let stats = machine.memory().pager_stats();
+    // Everything below is after the clock has stopped.
+    let since = |ns: u64| ms(ns.saturating_sub(start.started_ns));
+    let restore = machine.restore_marks();
+    let install = machine.memory().install_report();
+    let marks_ms = MarksMs {
+        process_start: since(process_start_ns),
+        state_loaded: since(restore.state_loaded_ns),
+        memory_ready: since(restore.memory_ready_ns),
+        first_run: since(machine.first_run_ns().unwrap_or_default()),
+        request_sent: since(reply.marks.request_sent_ns),
+        first_byte: since(reply.marks.first_byte_ns),
+        response: since(reply.marks.response_ns),
+    };
+    let memory = residency::process_memory(&machine.memory().host_ranges())
+        .map_err(ColdStartError::Residency)?;
+    let mut working_set_pages = install.map(|report| report.pages);
+    if start.mode == MemoryRestoreMode::Record {
+        machine.pause()?;
+        working_set_pages = Some(write_recording(&machine, &snapshot)?);
+    }
+    let missed = if start.mode == MemoryRestoreMode::Prefetch {
+        stats.faults
+    } else {
+        0
+    };
+    Ok(ColdStartReport {
+        function: machine.config().function.clone(),
+        mode: start.mode,
+        response: reply.value,
+        total_ms: marks_ms.response,
+        marks_ms,
+        install_ms: install.map(InstallMs::from),
+        faults: Faults {
+            uffd: stats.faults,
+            kernel_major: major - major_before,
+            kernel_minor: minor - minor_before,
+            prefetched_pages: install.map_or(0, |report| report.pages),
+            missed_pages: missed,
+        },
+        working_set_pages,
+        guest_resident_kib: memory.guest_kib,
+        vmm_overhead_kib: memory.vmm_kib,
+    })
+}
+
+/// Writes the working set and the trace of a recording machine into its snapshot, each replaced
+/// at once. Returns the number of pages.
+///
+/// # Errors
+/// The snapshot's memory cannot be read, or the files cannot be written.
+pub fn write_recording(machine: &Machine, snapshot: &Arc<Snapshot>) -> Result<u64, ColdStartError> {
+    let Some(recording) = machine.memory().recording() else {
+        return Ok(0);
+    };
+    let pages = recording.pages_until_idle();
+    let mut source = SnapshotPageSource::new(Arc::clone(snapshot))?;
+    let id = snapshot.id();
+    let working_set = WorkingSet::write(&snapshot.working_set_path(), &id, &pages, &mut source)?;
+    trace::write(&snapshot.trace_path(), &id, &recording.records)?;
+    Ok(working_set.page_count())
+}
+
+/// The function that the snapshot in `dir` serves, if its guest is the built-in one.
+///
+/// # Errors
+/// The snapshot cannot be opened or described.
+pub fn function_of(dir: &Path) -> Result<Option<String>, ColdStartError> {
+    Ok(config_of(&Snapshot::open(dir)?)?.function)
+}

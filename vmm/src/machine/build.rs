@@ -1,0 +1,435 @@
+//! Making a machine: from its configuration, or from a snapshot.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use reapvm_reap::{MemoryRestoreMode, PagerError};
+use reapvm_snapshot::{ReadError, Snapshot, StateError, StateFile};
+use thiserror::Error;
+
+use super::console::Console;
+use super::device_set::{self, DeviceError, DeviceSet};
+use super::event_loop::{EventLoop, EventLoopError};
+use super::exits::ExitEvents;
+use super::save::{INTERRUPTS_KIND, INTERRUPTS_VERSION, VCPU_KIND, VCPU_VERSION};
+use super::{Lifecycle, Machine, RestoreMarks};
+use crate::arch::segments::{self, EntryMode};
+use crate::arch::{cpuid, layout, msr};
+use crate::boot::{self, BootError, EntryPoint};
+use crate::clock;
+use crate::config::{ConfigError, VmConfig};
+use crate::interrupts::{self, InterruptError};
+use crate::memory::{MemoryError, MemoryManager};
+use crate::vcpu::{
+    FirstRun, GuestExit, VcpuContext, VcpuError, VcpuHandle, VcpuState, VcpuStateError,
+    restore_state,
+};
+
+const KVM_PATH: &str = "/dev/kvm";
+const KVM_API_VERSION: i32 = 12;
+
+/// Why a machine cannot be made.
+#[derive(Debug, Error)]
+pub enum BuildError {
+    /// There is no KVM, or it may not be used.
+    #[error("cannot open {KVM_PATH}: {reason}; {remedy}")]
+    OpenKvm {
+        /// What the system said.
+        reason: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// KVM lacks something.
+    #[error("this host's KVM lacks {0}: a newer kernel is needed")]
+    Capability(&'static str),
+    /// A KVM call failed.
+    #[error("{call} failed")]
+    Kvm {
+        /// The call.
+        call: &'static str,
+        /// Its errno.
+        #[source]
+        source: kvm_ioctls::Error,
+    },
+    /// The configuration is not usable.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The snapshot holds a configuration that reapvm cannot read.
+    #[error("the snapshot's machine description cannot be read")]
+    SnapshotConfig(#[source] serde_json::Error),
+    /// The kernel cannot be made ready.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// Memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// Devices.
+    #[error(transparent)]
+    Devices(#[from] DeviceError),
+    /// Interrupt controllers.
+    #[error(transparent)]
+    Interrupts(#[from] InterruptError),
+    /// vCPU threads.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuError),
+    /// vCPU registers.
+    #[error(transparent)]
+    VcpuState(#[from] VcpuStateError),
+    /// Event loop.
+    #[error(transparent)]
+    EventLoop(#[from] EventLoopError),
+    /// The state file cannot be read.
+    #[error(transparent)]
+    ReadState(#[from] ReadError),
+    /// The state file holds nonsense.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// No eventfd.
+    #[error("cannot create an eventfd")]
+    EventFd(#[source] std::io::Error),
+}
+
+/// How a machine is restored.
+pub struct RestoreOptions {
+    /// How its memory comes back.
+    pub mode: MemoryRestoreMode,
+    /// The serial port.
+    pub console: Console,
+    /// A path for this instance's vsock socket; none: only [`Machine::connect`].
+    pub vsock_uds_path: Option<PathBuf>,
+    /// Called on the pager's thread when it cannot go on. The machine has been told by then
+    /// ([`GuestExit::PagerFailed`]); a launcher may end the process here.
+    pub on_pager_failure: Option<Box<dyn FnOnce(&PagerError) + Send>>,
+}
+
+impl RestoreOptions {
+    /// Memory by `mode`, no console, no socket file.
+    pub fn new(mode: MemoryRestoreMode) -> Self {
+        Self {
+            mode,
+            console: Console::none(),
+            vsock_uds_path: None,
+            on_pager_failure: None,
+        }
+    }
+}
+
+/// What [`Machine::boot`] and [`Machine::restore`] have in common.
+struct Parts {
+    kvm: Arc<Kvm>,
+    vm: Arc<VmFd>,
+    exits: Arc<ExitEvents>,
+}
+
+/// Opens KVM and checks what reapvm needs of it.
+///
+/// # Errors
+/// [`BuildError::OpenKvm`] with the remedy, or [`BuildError::Capability`].
+pub fn open_kvm() -> Result<Kvm, BuildError> {
+    open_kvm_at(Path::new(KVM_PATH))
+}
+
+fn open_kvm_at(path: &Path) -> Result<Kvm, BuildError> {
+    let open = |reason: String, remedy| BuildError::OpenKvm { reason, remedy };
+    let file = File::options().read(true).write(true).open(path).map_err(|error| {
+        let remedy = match error.kind() {
+            std::io::ErrorKind::NotFound => {
+                "load the kernel module kvm_intel or kvm_amd, and turn on virtualisation in the \
+                 firmware, or nested virtualisation if this is itself a virtual machine"
+            }
+            std::io::ErrorKind::PermissionDenied => {
+                "add your user to the group kvm (sudo usermod -aG kvm $USER, then log in again) \
+                 or run as root"
+            }
+            _ => "check that the device works",
+        };
+        open(error.to_string(), remedy)
+    })?;
+    let is_device = file
+        .metadata()
+        .is_ok_and(|metadata| metadata.file_type().is_char_device());
+    if !is_device {
+        return Err(open(
+            "it is not a device".into(),
+            "let the kernel or udev make it anew",
+        ));
+    }
+    // SAFETY: the descriptor was just opened, is given up by `into_raw_fd` and so owned by the
+    // new Kvm alone; that it answers as KVM is checked by the version below.
+    let kvm = unsafe {
+        use std::os::fd::{FromRawFd, IntoRawFd};
+        Kvm::from_raw_fd(file.into_raw_fd())
+    };
+    let version = kvm.get_api_version();
+    if version != KVM_API_VERSION {
+        return Err(open(
+            format!("its API has version {version}, not {KVM_API_VERSION}"),
+            "a newer kernel is needed",
+        ));
+    }
+    for (capability, name) in [
+        (Cap::Irqchip, "an in-kernel irqchip (KVM_CAP_IRQCHIP)"),
+        (Cap::Pit2, "an in-kernel timer (KVM_CAP_PIT2)"),
+        (Cap::Irqfd, "irqfd (KVM_CAP_IRQFD)"),
+        (Cap::Ioeventfd, "ioeventfd (KVM_CAP_IOEVENTFD)"),
+        (Cap::UserMemory, "user memory (KVM_CAP_USER_MEMORY)"),
+        (
+            Cap::ImmediateExit,
+            "immediate exit (KVM_CAP_IMMEDIATE_EXIT)",
+        ),
+    ] {
+        if !kvm.check_extension(capability) {
+            return Err(BuildError::Capability(name));
+        }
+    }
+    Ok(kvm)
+}
+
+fn create_vm(kvm: &Kvm) -> Result<VmFd, BuildError> {
+    loop {
+        match kvm.create_vm() {
+            Ok(vm) => return Ok(vm),
+            // KVM gives up its setup when a signal arrives; nothing has happened then.
+            Err(error) if error.errno() == libc::EINTR => {}
+            Err(source) => {
+                return Err(BuildError::Kvm {
+                    call: "KVM_CREATE_VM",
+                    source,
+                });
+            }
+        }
+    }
+}
+
+impl Parts {
+    fn new() -> Result<Self, BuildError> {
+        let kvm = open_kvm()?;
+        let vm = create_vm(&kvm)?;
+        interrupts::create(&vm)?;
+        Ok(Self {
+            kvm: Arc::new(kvm),
+            vm: Arc::new(vm),
+            exits: Arc::new(ExitEvents::new().map_err(BuildError::EventFd)?),
+        })
+    }
+
+    fn create_vcpus(&self, count: u8) -> Result<Vec<VcpuFd>, BuildError> {
+        (0..count)
+            .map(|index| {
+                self.vm
+                    .create_vcpu(u64::from(index))
+                    .map_err(|source| BuildError::Kvm {
+                        call: "KVM_CREATE_VCPU",
+                        source,
+                    })
+            })
+            .collect()
+    }
+
+    fn devices(
+        &self,
+        config: &VmConfig,
+        memory: &MemoryManager,
+        console: Console,
+        saved: Option<&StateFile>,
+    ) -> Result<DeviceSet, BuildError> {
+        let exits = Arc::clone(&self.exits);
+        Ok(DeviceSet::build(
+            config,
+            &self.vm,
+            memory.guest_memory(),
+            console,
+            saved,
+            move || {
+                exits.end(GuestExit::Reset);
+            },
+        )?)
+    }
+
+    /// Starts the threads and puts the machine together, paused.
+    fn assemble(
+        self,
+        config: VmConfig,
+        memory: MemoryManager,
+        mut devices: DeviceSet,
+        vcpus: Vec<VcpuFd>,
+    ) -> Result<Machine, BuildError> {
+        let first_run = Arc::new(FirstRun::default());
+        let exits = Arc::clone(&self.exits);
+        let context = VcpuContext {
+            kvm: Arc::clone(&self.kvm),
+            vm: Arc::clone(&self.vm),
+            pio: Arc::clone(&devices.pio),
+            mmio: Arc::clone(&devices.mmio),
+            exits: Arc::new(move |reason| exits.end(reason)),
+            first_run: Arc::clone(&first_run),
+        };
+        let event_loop = EventLoop::start(std::mem::take(&mut devices.subscribers))?;
+        let mut handles = Vec::with_capacity(vcpus.len());
+        for (index, vcpu) in (0_u8..).zip(vcpus) {
+            handles.push(VcpuHandle::spawn(vcpu, index, context.clone())?);
+        }
+        Ok(Machine {
+            config,
+            state: Lifecycle::Paused,
+            vcpus: handles,
+            exits: self.exits,
+            first_run,
+            memory,
+            devices,
+            restore_marks: RestoreMarks::default(),
+            _event_loop: event_loop,
+            vm: self.vm,
+            _kvm: self.kvm,
+        })
+    }
+}
+
+impl Machine {
+    /// A paused machine that stands before its kernel's first instruction.
+    ///
+    /// # Errors
+    /// See [`BuildError`].
+    pub fn boot(config: VmConfig, console: Console) -> Result<Self, BuildError> {
+        config.validate()?;
+        let memory = MemoryManager::new(config.memory_bytes())?;
+        let entry = boot::load(
+            memory.guest_memory(),
+            &config.boot_source,
+            &device_set::announcements(&config),
+            config.machine_config.vcpu_count,
+            config.memory_bytes(),
+        )?;
+        let parts = Parts::new()?;
+        memory.register(&parts.vm)?;
+        let count = config.machine_config.vcpu_count;
+        let vcpus = parts.create_vcpus(count)?;
+        let base = cpuid::base(&parts.kvm).map_err(|source| BuildError::Kvm {
+            call: "KVM_GET_SUPPORTED_CPUID",
+            source,
+        })?;
+        for (index, vcpu) in (0_u8..).zip(&vcpus) {
+            vcpu.set_cpuid2(&cpuid::for_vcpu(&base, index, count))
+                .map_err(|source| BuildError::Kvm {
+                    call: "KVM_SET_CPUID2",
+                    source,
+                })?;
+            msr::set_boot_msrs(vcpu).map_err(|source| BuildError::Kvm {
+                call: "KVM_SET_MSRS",
+                source,
+            })?;
+            interrupts::configure_lint(vcpu)?;
+        }
+        // The other vCPUs wait for the boot vCPU's INIT and SIPI, as KVM creates them.
+        if let Some(boot_vcpu) = vcpus.first() {
+            set_entry(&memory, boot_vcpu, entry)?;
+        }
+        let devices = parts.devices(&config, &memory, console, None)?;
+        parts.assemble(config, memory, devices, vcpus)
+    }
+
+    /// A paused machine that stands where `snapshot` was taken.
+    ///
+    /// # Errors
+    /// See [`BuildError`]. A mode that cannot run is an error; no other takes its place.
+    pub fn restore(snapshot: &Arc<Snapshot>, options: RestoreOptions) -> Result<Self, BuildError> {
+        let mut config = config_of(snapshot)?;
+        config.validate()?;
+        if let Some(vsock) = &mut config.vsock {
+            // The socket of the machine that was saved is not this one's.
+            vsock.uds_path = options.vsock_uds_path;
+        }
+        let state = snapshot.read_state()?;
+        let parts = Parts::new()?;
+        let exits = Arc::clone(&parts.exits);
+        let on_failure = options.on_pager_failure;
+        let memory = MemoryManager::restore(
+            snapshot,
+            config.memory_bytes(),
+            options.mode,
+            Box::new(move |error| {
+                exits.end(GuestExit::PagerFailed(error.clone()));
+                if let Some(on_failure) = on_failure {
+                    on_failure(&error);
+                }
+            }),
+        )?;
+        memory.register(&parts.vm)?;
+        let vcpus = parts.create_vcpus(config.machine_config.vcpu_count)?;
+        for (index, vcpu) in (0_u8..).zip(&vcpus) {
+            let saved: VcpuState =
+                state.get_instance(VCPU_KIND, usize::from(index), VCPU_VERSION)?;
+            restore_state(&parts.vm, vcpu, index, &saved)?;
+        }
+        interrupts::restore(&parts.vm, &state.get(INTERRUPTS_KIND, INTERRUPTS_VERSION)?)?;
+        let devices = parts.devices(&config, &memory, options.console, Some(&state))?;
+        let mut machine = parts.assemble(config, memory, devices, vcpus)?;
+        machine.restore_marks.state_loaded_ns = clock::monotonic_ns();
+        machine.memory.start_paging()?;
+        machine.restore_marks.memory_ready_ns = clock::monotonic_ns();
+        Ok(machine)
+    }
+}
+
+/// The configuration of the machine that `snapshot` holds.
+///
+/// # Errors
+/// [`BuildError::SnapshotConfig`].
+pub fn config_of(snapshot: &Snapshot) -> Result<VmConfig, BuildError> {
+    serde_json::from_value(snapshot.manifest().vm.clone()).map_err(BuildError::SnapshotConfig)
+}
+
+fn set_entry(memory: &MemoryManager, vcpu: &VcpuFd, entry: EntryPoint) -> Result<(), BuildError> {
+    let kvm = |call| move |source| BuildError::Kvm { call, source };
+    let mut sregs = vcpu.get_sregs().map_err(kvm("KVM_GET_SREGS"))?;
+    segments::configure(memory.guest_memory(), &mut sregs, entry.mode)
+        .map_err(BootError::Memory)?;
+    vcpu.set_sregs(&sregs).map_err(kvm("KVM_SET_SREGS"))?;
+    let mut regs = vcpu.get_regs().map_err(kvm("KVM_GET_REGS"))?;
+    regs.rflags = 2;
+    regs.rip = entry.gpa;
+    match entry.mode {
+        EntryMode::Long => {
+            regs.rsi = layout::ZERO_PAGE.0;
+            regs.rsp = layout::BOOT_STACK;
+            regs.rbp = layout::BOOT_STACK;
+        }
+        EntryMode::Protected => regs.rbx = layout::PVH_START_INFO.0,
+    }
+    vcpu.set_regs(&regs).map_err(kvm("KVM_SET_REGS"))
+}
+
+/// For `AsFd` of the exit event in one place.
+impl AsFd for Machine {
+    /// Readable once the guest has ended.
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.exits.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_kvm_device_is_named_with_its_remedy() {
+        let error = open_kvm_at(Path::new("/nonexistent/kvm"))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("/dev/kvm") && error.contains("kvm_amd"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_file_that_is_no_device_is_refused() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let error = open_kvm_at(file.path()).unwrap_err().to_string();
+        assert!(error.contains("not a device"), "{error}");
+    }
+}

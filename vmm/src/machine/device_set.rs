@@ -1,0 +1,246 @@
+//! The devices of one machine: built from its configuration, put on the buses, saved and
+//! restored together.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kvm_ioctls::{IoEventAddress, VmFd};
+use reapvm_devices::bus::BusInsertError;
+use reapvm_devices::legacy::i8042::I8042Device;
+use reapvm_devices::legacy::serial::{SerialDevice, SerialDeviceState, SerialError};
+use reapvm_devices::virtio::VirtioDevice;
+use reapvm_devices::virtio::mmio::{MmioTransport, MmioTransportState, TransportError};
+use reapvm_devices::virtio::rng::Rng;
+use reapvm_devices::virtio::vsock::{Vsock, VsockConfig, VsockError, VsockHandle};
+use reapvm_devices::{Bus, GuestMemory, announce};
+use reapvm_snapshot::{StateError, StateFile};
+use thiserror::Error;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::console::{Console, ConsoleInput};
+use super::event_loop::{OnEvent, Subscriber};
+use crate::arch::layout;
+use crate::config::VmConfig;
+
+const SERIAL_KIND: &str = "serial";
+const SERIAL_VERSION: u32 = 1;
+const TRANSPORT_KIND: &str = "virtio-mmio";
+const TRANSPORT_VERSION: u32 = 1;
+
+/// Devices cannot be made, saved or restored.
+#[derive(Debug, Error)]
+pub enum DeviceError {
+    /// Two devices on one address: a fault of the layout.
+    #[error(transparent)]
+    Bus(#[from] BusInsertError),
+    /// The serial port.
+    #[error(transparent)]
+    Serial(#[from] SerialError),
+    /// A virtio device.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// The vsock device.
+    #[error(transparent)]
+    Vsock(#[from] VsockError),
+    /// The snapshot's state file lacks a device or holds nonsense for it.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// No eventfd.
+    #[error("cannot create an eventfd")]
+    EventFd(#[source] std::io::Error),
+    /// KVM does not connect the device.
+    #[error("KVM does not connect a device's {what}")]
+    Kvm {
+        /// "interrupt" or "queue notification".
+        what: &'static str,
+        /// The errno.
+        #[source]
+        source: kvm_ioctls::Error,
+    },
+}
+
+/// All devices of a machine.
+pub(super) struct DeviceSet {
+    serial: Arc<Mutex<SerialDevice>>,
+    transports: Vec<Arc<Mutex<MmioTransport>>>,
+    pub(super) vsock: Option<VsockHandle>,
+    pub(super) pio: Arc<Bus>,
+    pub(super) mmio: Arc<Bus>,
+    pub(super) subscribers: Vec<Subscriber>,
+}
+
+fn eventfd() -> Result<EventFd, DeviceError> {
+    EventFd::new(EFD_NONBLOCK).map_err(DeviceError::EventFd)
+}
+
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A device that panicked has ended the process or its thread already; its state is plain.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Number of virtio devices that `config` asks for.
+fn virtio_count(config: &VmConfig) -> u32 {
+    u32::from(config.vsock.is_some()) + u32::from(config.rng)
+}
+
+fn window(index: u32) -> (u64, u32) {
+    let base = layout::VIRTIO_MMIO_BASE + u64::from(index) * layout::VIRTIO_MMIO_SIZE_BYTES;
+    (base, layout::VIRTIO_MMIO_FIRST_GSI + index)
+}
+
+/// The kernel parameters that announce the devices of `config`.
+pub(super) fn announcements(config: &VmConfig) -> Vec<String> {
+    (0..virtio_count(config))
+        .map(|index| {
+            let (base, gsi) = window(index);
+            announce::virtio_mmio_parameter(base, layout::VIRTIO_MMIO_SIZE_BYTES, gsi)
+        })
+        .collect()
+}
+
+impl DeviceSet {
+    /// Makes the devices of `config`: fresh ones, or those of `saved`. `on_reset` is called when
+    /// the guest asks for a reset.
+    pub(super) fn build(
+        config: &VmConfig,
+        vm: &VmFd,
+        memory: &GuestMemory,
+        console: Console,
+        saved: Option<&StateFile>,
+        on_reset: impl FnMut() + Send + 'static,
+    ) -> Result<Self, DeviceError> {
+        let mut pio = Bus::new();
+        let mut mmio = Bus::new();
+        let mut subscribers: Vec<Subscriber> = Vec::new();
+
+        let serial_irq = eventfd()?;
+        register_irq(vm, &serial_irq, layout::SERIAL_GSI)?;
+        let serial = match saved {
+            None => SerialDevice::new(serial_irq, console.output)?,
+            Some(saved) => {
+                let state: SerialDeviceState = saved.get(SERIAL_KIND, SERIAL_VERSION)?;
+                SerialDevice::restore(serial_irq, console.output, &state)?
+            }
+        };
+        let serial = Arc::new(Mutex::new(serial));
+        pio.insert(layout::SERIAL_PORT, 8, Arc::clone(&serial) as _)?;
+        if let Some(input) = console.input {
+            let fifo_empty = lock(&serial)
+                .in_buffer_empty_evt()
+                .map_err(DeviceError::Serial)?;
+            let input = ConsoleInput::new(input, Arc::clone(&serial), fifo_empty);
+            subscribers.push(Arc::new(Mutex::new(input)));
+        }
+
+        let reset = eventfd()?;
+        let reset_seen = reset.try_clone().map_err(DeviceError::EventFd)?;
+        subscribers.push(Arc::new(Mutex::new(OnEvent::new(reset_seen, on_reset))));
+        pio.insert(
+            layout::I8042_PORT,
+            5,
+            Arc::new(Mutex::new(I8042Device::new(reset))),
+        )?;
+
+        let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+        let mut vsock_handle = None;
+        if let Some(settings) = &config.vsock {
+            let vsock = Vsock::new(VsockConfig {
+                guest_cid: settings.guest_cid,
+                uds_path: settings.uds_path.clone(),
+            })?;
+            vsock_handle = Some(vsock.handle());
+            devices.push(Box::new(vsock));
+        }
+        if config.rng {
+            devices.push(Box::new(Rng::new()));
+        }
+        let mut transports = Vec::with_capacity(devices.len());
+        for (index, device) in (0_u32..).zip(devices) {
+            let irq = eventfd()?;
+            let (base, gsi) = window(index);
+            register_irq(vm, &irq, gsi)?;
+            let transport = match saved {
+                None => MmioTransport::new(memory.clone(), device, irq)?,
+                Some(saved) => {
+                    let state: MmioTransportState =
+                        saved.get_instance(TRANSPORT_KIND, index as usize, TRANSPORT_VERSION)?;
+                    MmioTransport::restore(memory.clone(), device, irq, &state)?
+                }
+            };
+            for queue in 0..transport.queue_count() {
+                if let Some(event) = transport.queue_event_fd(queue) {
+                    let address = IoEventAddress::Mmio(base + layout::VIRTIO_MMIO_QUEUE_NOTIFY);
+                    vm.register_ioevent(event, &address, queue as u32)
+                        .map_err(|source| DeviceError::Kvm {
+                            what: "queue notification",
+                            source,
+                        })?;
+                }
+            }
+            let transport = Arc::new(Mutex::new(transport));
+            mmio.insert(
+                base,
+                layout::VIRTIO_MMIO_SIZE_BYTES,
+                Arc::clone(&transport) as _,
+            )?;
+            subscribers.push(Arc::clone(&transport) as _);
+            transports.push(transport);
+        }
+        Ok(Self {
+            serial,
+            transports,
+            vsock: vsock_handle,
+            pio: Arc::new(pio),
+            mmio: Arc::new(mmio),
+            subscribers,
+        })
+    }
+
+    /// Saves all devices into `file` and keeps them still until the guard is dropped, so that
+    /// none writes into guest memory while that is being saved.
+    pub(super) fn save(&self, file: &mut StateFile) -> Result<Quiesced<'_>, DeviceError> {
+        let serial = lock(&self.serial);
+        file.push(SERIAL_KIND, SERIAL_VERSION, &serial.save())?;
+        let mut transports = Vec::with_capacity(self.transports.len());
+        for transport in &self.transports {
+            let transport = lock(transport);
+            file.push(TRANSPORT_KIND, TRANSPORT_VERSION, &transport.save()?)?;
+            transports.push(transport);
+        }
+        Ok(Quiesced {
+            _serial: serial,
+            _transports: transports,
+        })
+    }
+}
+
+/// Devices that do nothing while this lives.
+pub(super) struct Quiesced<'a> {
+    _serial: MutexGuard<'a, SerialDevice>,
+    _transports: Vec<MutexGuard<'a, MmioTransport>>,
+}
+
+fn register_irq(vm: &VmFd, irq: &EventFd, gsi: u32) -> Result<(), DeviceError> {
+    vm.register_irqfd(irq, gsi)
+        .map_err(|source| DeviceError::Kvm {
+            what: "interrupt",
+            source,
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_announced_one_window_and_one_line_apart() {
+        let mut config = VmConfig::for_function("helloworld").unwrap();
+        config.rng = true;
+        assert_eq!(
+            announcements(&config),
+            [
+                "virtio_mmio.device=4K@0xd0000000:5",
+                "virtio_mmio.device=4K@0xd0001000:6"
+            ]
+        );
+    }
+}

@@ -1,0 +1,393 @@
+//! The memory manager: the one owner of guest memory and of its pager.
+
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::VmFd;
+use reapvm_reap::{
+    DEFAULT_SPIN, InstallError, InstallReport, MemoryRegion, MemoryRestoreMode, PageSourceError,
+    Pager, PagerConfig, PagerError, PagerStats, PhaseCell, Recording, SnapshotPageSource,
+    WorkingSet, WorkingSetError, WorkingSetReader,
+};
+use reapvm_snapshot::{
+    CreateError, MemoryWriter, PAGE_SIZE, PageError, ReadError, RegionInfo, Snapshot,
+};
+use thiserror::Error;
+use vm_memory::{
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap, MmapRegion,
+};
+
+use crate::arch::layout::{RamRange, ram_ranges};
+
+/// Guest memory is read and written in pieces of this size.
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// Guest memory cannot be made, restored or saved.
+#[derive(Debug, Error)]
+pub enum MemoryError {
+    /// The host does not give the address space or memory.
+    #[error("cannot map {size_bytes} bytes of guest memory: {reason}")]
+    Map {
+        /// Size of the region.
+        size_bytes: u64,
+        /// What the system said.
+        reason: String,
+    },
+    /// The snapshot's memory regions are not those of its machine.
+    #[error(
+        "the snapshot's memory regions do not fit its machine of {memory_bytes} bytes: \
+         the manifest was made by another program or changed by hand"
+    )]
+    Regions {
+        /// What the machine's configuration says.
+        memory_bytes: u64,
+    },
+    /// KVM refused a memslot.
+    #[error("KVM refused the memory region at {gpa:#x}")]
+    Memslot {
+        /// Its guest-physical address.
+        gpa: u64,
+        /// The errno of KVM_SET_USER_MEMORY_REGION.
+        #[source]
+        source: kvm_ioctls::Error,
+    },
+    /// A file of the snapshot cannot be read.
+    #[error(transparent)]
+    Snapshot(#[from] ReadError),
+    /// The memory file cannot be read.
+    #[error("cannot read the snapshot's memory file at offset {offset}")]
+    Read {
+        /// Offset in bytes.
+        offset: u64,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// A page is not what was saved.
+    #[error(transparent)]
+    Page(#[from] PageError),
+    /// The page source cannot be opened.
+    #[error(transparent)]
+    Source(#[from] PageSourceError),
+    /// The pager cannot be started or has failed.
+    #[error(transparent)]
+    Pager(#[from] PagerError),
+    /// The working set cannot be used.
+    #[error(transparent)]
+    WorkingSet(#[from] WorkingSetError),
+    /// The working set cannot be installed.
+    #[error(transparent)]
+    Install(#[from] InstallError),
+    /// Guest memory cannot be accessed.
+    #[error("cannot access guest memory")]
+    Access(#[from] vm_memory::GuestMemoryError),
+    /// The snapshot cannot be written.
+    #[error(transparent)]
+    Write(#[from] CreateError),
+}
+
+/// Called on the pager's thread when it cannot go on; must see to it that the VM ends.
+pub type OnPagerFailure = Box<dyn FnOnce(PagerError) + Send>;
+
+/// Owner of guest memory and, for a machine that is restored by faults, of the pager.
+pub struct MemoryManager {
+    // Before `memory`: the pager must be gone before the memory that it serves is unmapped.
+    pager: Option<Pager>,
+    memory: GuestMemoryMmap<()>,
+    regions: Vec<MemoryRegion>,
+    phase: Arc<PhaseCell>,
+    /// Opened, to be installed before the guest runs.
+    working_set: Option<WorkingSetReader>,
+    install: Option<InstallReport>,
+}
+
+impl MemoryManager {
+    /// Fresh memory, all zero.
+    ///
+    /// # Errors
+    /// [`MemoryError::Map`].
+    pub fn new(memory_bytes: u64) -> Result<Self, MemoryError> {
+        Self::map(&regions_of(memory_bytes), None)
+    }
+
+    /// The memory of `snapshot`, in the way that `mode` says. With a mode that serves faults,
+    /// [`MemoryManager::start_paging`] must follow before the guest runs.
+    ///
+    /// # Errors
+    /// See [`MemoryError`]. A mode that cannot run is an error; no other takes its place.
+    pub fn restore(
+        snapshot: &Arc<Snapshot>,
+        memory_bytes: u64,
+        mode: MemoryRestoreMode,
+        on_failure: OnPagerFailure,
+    ) -> Result<Self, MemoryError> {
+        let info = &snapshot.manifest().memory;
+        let regions = regions_of(memory_bytes);
+        if info.regions != regions {
+            return Err(MemoryError::Regions { memory_bytes });
+        }
+        match mode {
+            MemoryRestoreMode::Copy => {
+                let manager = Self::map(&regions, None)?;
+                manager.copy_from(snapshot)?;
+                Ok(manager)
+            }
+            MemoryRestoreMode::File => Self::map(&regions, Some(Arc::new(snapshot.open_memory()?))),
+            MemoryRestoreMode::OnDemand
+            | MemoryRestoreMode::Record
+            | MemoryRestoreMode::Prefetch => {
+                // Opened first: a working set that is missing or foreign fails before any work.
+                let working_set = match mode {
+                    MemoryRestoreMode::Prefetch => Some(WorkingSet::open(
+                        &snapshot.working_set_path(),
+                        &snapshot.id(),
+                        memory_bytes,
+                    )?),
+                    _ => None,
+                };
+                let mut manager = Self::map(&regions, None)?;
+                let config = PagerConfig {
+                    regions: manager.regions.clone(),
+                    source: Box::new(SnapshotPageSource::new(Arc::clone(snapshot))?),
+                    record: mode.records(),
+                    phase: Arc::clone(&manager.phase),
+                    spin: DEFAULT_SPIN,
+                    on_failure,
+                };
+                // SAFETY: the regions are private anonymous mappings that `manager.memory` owns;
+                // the field order of `MemoryManager` drops the pager before them, and devices
+                // and vCPUs, which hold clones of `memory`, only keep them mapped longer.
+                manager.pager = Some(unsafe { Pager::new(config) }?);
+                manager.working_set = working_set;
+                Ok(manager)
+            }
+        }
+    }
+
+    /// Installs the working set, in prefetch mode, and starts to serve faults, in the modes that
+    /// do. Nothing to do in the others.
+    ///
+    /// # Errors
+    /// The working set cannot be read, is not what was recorded, or cannot be installed; or the
+    /// pager's thread cannot be started.
+    pub(crate) fn start_paging(&mut self) -> Result<(), MemoryError> {
+        if let Some(pager) = &mut self.pager {
+            if let Some(mut working_set) = self.working_set.take() {
+                self.install = Some(pager.install(&mut working_set)?);
+            }
+            pager.start()?;
+        }
+        Ok(())
+    }
+
+    fn map(regions: &[RegionInfo], file: Option<Arc<std::fs::File>>) -> Result<Self, MemoryError> {
+        let mut mapped = Vec::with_capacity(regions.len());
+        let mut described = Vec::with_capacity(regions.len());
+        for region in regions {
+            let error = |reason: String| MemoryError::Map {
+                size_bytes: region.size_bytes,
+                reason,
+            };
+            let size =
+                usize::try_from(region.size_bytes).map_err(|error_| error(error_.to_string()))?;
+            let (backing, flags) = match &file {
+                None => (None, libc::MAP_ANONYMOUS),
+                Some(file) => (
+                    Some(FileOffset::from_arc(Arc::clone(file), region.file_offset)),
+                    0,
+                ),
+            };
+            let mapping = MmapRegion::build(
+                backing,
+                size,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_NORESERVE | flags,
+            )
+            .map_err(|e| error(e.to_string()))?;
+            described.push(MemoryRegion {
+                gpa: region.gpa,
+                hva: mapping.as_ptr() as u64,
+                size_bytes: region.size_bytes,
+                file_offset: region.file_offset,
+            });
+            let guest_region = GuestRegionMmap::new(mapping, GuestAddress(region.gpa))
+                .ok_or_else(|| error("its end is beyond the address space".into()))?;
+            mapped.push(guest_region);
+        }
+        let memory = GuestMemoryMmap::from_regions(mapped).map_err(|e| MemoryError::Map {
+            size_bytes: regions.iter().map(|region| region.size_bytes).sum(),
+            reason: e.to_string(),
+        })?;
+        Ok(Self {
+            pager: None,
+            memory,
+            regions: described,
+            phase: Arc::new(PhaseCell::default()),
+            working_set: None,
+            install: None,
+        })
+    }
+
+    /// Reads all data pages and checks each.
+    fn copy_from(&self, snapshot: &Snapshot) -> Result<(), MemoryError> {
+        let index = snapshot.memory_index()?;
+        let file = snapshot.open_memory()?;
+        let mut buffer = vec![0_u8; CHUNK_BYTES];
+        for region in &self.regions {
+            let mut done = 0;
+            while done < region.size_bytes {
+                let offset = region.file_offset + done;
+                let length = (region.size_bytes - done).min(CHUNK_BYTES as u64) as usize;
+                let first_page = offset / PAGE_SIZE as u64;
+                let pages = (length / PAGE_SIZE) as u64;
+                // A chunk of zero pages only is what the fresh mapping already holds.
+                if (first_page..first_page + pages).any(|page| !index.is_zero(page)) {
+                    let chunk = &mut buffer[..length];
+                    file.read_exact_at(chunk, offset)
+                        .map_err(|source| MemoryError::Read { offset, source })?;
+                    for (page, bytes) in (first_page..).zip(chunk.chunks_exact(PAGE_SIZE)) {
+                        index.verify_page(page, bytes)?;
+                        if !index.is_zero(page) {
+                            let gpa = region.gpa + (page * PAGE_SIZE as u64 - region.file_offset);
+                            self.memory.write_slice(bytes, GuestAddress(gpa))?;
+                        }
+                    }
+                }
+                done += length as u64;
+            }
+        }
+        Ok(())
+    }
+
+    /// Guest memory, for devices and boot code. Cheap to clone.
+    pub fn guest_memory(&self) -> &GuestMemoryMmap<()> {
+        &self.memory
+    }
+
+    /// Tells KVM of the memory.
+    ///
+    /// # Errors
+    /// [`MemoryError::Memslot`].
+    pub fn register(&self, vm: &VmFd) -> Result<(), MemoryError> {
+        for (slot, region) in (0_u32..).zip(&self.regions) {
+            let memslot = kvm_userspace_memory_region {
+                slot,
+                guest_phys_addr: region.gpa,
+                memory_size: region.size_bytes,
+                userspace_addr: region.hva,
+                flags: 0,
+            };
+            // SAFETY: the region is mapped for `size_bytes` and stays so while the machine
+            // lives; regions do not overlap (`ram_ranges`).
+            unsafe { vm.set_user_memory_region(memslot) }.map_err(|source| {
+                MemoryError::Memslot {
+                    gpa: region.gpa,
+                    source,
+                }
+            })?;
+        }
+        Ok(())
+    }
+
+    /// What the guest is doing, as the trace records it.
+    pub fn phase(&self) -> &Arc<PhaseCell> {
+        &self.phase
+    }
+
+    /// Sets the zero of the trace's clock: the first KVM_RUN.
+    pub fn mark_resumed(&self) {
+        if let Some(pager) = &self.pager {
+            pager.mark_resumed();
+        }
+    }
+
+    /// The pager's counts; all zero where there is none.
+    pub fn pager_stats(&self) -> PagerStats {
+        self.pager.as_ref().map(Pager::stats).unwrap_or_default()
+    }
+
+    /// What the installation of the working set did, in prefetch mode.
+    pub fn install_report(&self) -> Option<InstallReport> {
+        self.install
+    }
+
+    /// What has been recorded so far; none if the machine is not recording.
+    pub fn recording(&self) -> Option<Recording> {
+        self.pager.as_ref().map(Pager::take_recording)
+    }
+
+    /// Ends the pager. The vCPUs must have stopped for good: pages that were never touched read
+    /// as zero from here on.
+    pub(crate) fn close_pager(&mut self) {
+        self.pager = None;
+    }
+
+    /// Host address ranges of guest memory, as (start, end).
+    pub fn host_ranges(&self) -> Vec<(u64, u64)> {
+        self.regions
+            .iter()
+            .map(|region| (region.hva, region.hva + region.size_bytes))
+            .collect()
+    }
+
+    /// Regions as a manifest describes them.
+    pub fn region_infos(&self) -> Vec<RegionInfo> {
+        self.regions
+            .iter()
+            .map(|region| RegionInfo {
+                gpa: region.gpa,
+                size_bytes: region.size_bytes,
+                file_offset: region.file_offset,
+            })
+            .collect()
+    }
+
+    /// Total guest memory in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        self.regions.iter().map(|region| region.size_bytes).sum()
+    }
+
+    /// Writes all of guest memory. vCPUs and devices must be at rest.
+    ///
+    /// # Errors
+    /// Guest memory or the file cannot be accessed.
+    pub fn write_to(&self, writer: &mut MemoryWriter<'_>) -> Result<(), MemoryError> {
+        let mut buffer = vec![0_u8; CHUNK_BYTES];
+        for region in self.memory.iter() {
+            let gpa = region.start_addr();
+            let offset = self
+                .regions
+                .iter()
+                .find(|described| described.gpa == gpa.0)
+                .map_or(0, |described| described.file_offset);
+            let mut done = 0_u64;
+            while done < region.len() {
+                let length = (region.len() - done).min(CHUNK_BYTES as u64) as usize;
+                let chunk = &mut buffer[..length];
+                self.memory.read_slice(chunk, GuestAddress(gpa.0 + done))?;
+                writer.write_pages(offset + done, chunk)?;
+                done += length as u64;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn regions_of(memory_bytes: u64) -> Vec<RegionInfo> {
+    let mut file_offset = 0;
+    ram_ranges(memory_bytes)
+        .into_iter()
+        .map(|RamRange { gpa, size_bytes }| {
+            let region = RegionInfo {
+                gpa,
+                size_bytes,
+                file_offset,
+            };
+            file_offset += size_bytes;
+            region
+        })
+        .collect()
+}

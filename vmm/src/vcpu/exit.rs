@@ -1,0 +1,49 @@
+//! How a guest's run ends.
+
+use reapvm_reap::PagerError;
+use thiserror::Error;
+
+/// Why the guest stopped by itself.
+#[derive(Clone, Debug)]
+pub enum GuestExit {
+    /// It asked for a reset through the i8042 controller: the way a guest ends itself here.
+    Reset,
+    /// It shut down through a triple fault.
+    TripleFault {
+        /// The vCPU's instruction pointer, where KVM still tells.
+        rip: u64,
+    },
+    /// KVM could not go on.
+    Failed(VcpuRunError),
+    /// The launcher was told to stop it.
+    Stopped,
+    /// The pager could not serve a page.
+    PagerFailed(PagerError),
+}
+
+/// KVM_RUN cannot go on.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum VcpuRunError {
+    /// KVM_RUN failed.
+    #[error("KVM_RUN of vCPU {index} failed with errno {errno} at rip {rip:#x}")]
+    Run {
+        /// Which vCPU.
+        index: u8,
+        /// The errno.
+        errno: i32,
+        /// Instruction pointer.
+        rip: u64,
+    },
+    /// An exit that no part of reapvm handles.
+    #[error(
+        "vCPU {index} left the guest with an exit that reapvm does not handle, {what}, at rip {rip:#x}"
+    )]
+    Unhandled {
+        /// Which vCPU.
+        index: u8,
+        /// The exit, as KVM names it.
+        what: String,
+        /// Instruction pointer.
+        rip: u64,
+    },
+}

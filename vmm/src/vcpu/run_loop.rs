@@ -1,0 +1,186 @@
+//! What a vCPU's thread does.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender};
+
+use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
+use reapvm_devices::Bus;
+
+use super::exit::{GuestExit, VcpuRunError};
+use super::state::{self, VcpuState, VcpuStateError};
+use crate::clock;
+
+/// What a vCPU thread needs beside its descriptor.
+#[derive(Clone)]
+pub struct VcpuContext {
+    /// For the list of MSRs.
+    pub kvm: Arc<Kvm>,
+    /// For the size of the XSAVE area.
+    pub vm: Arc<VmFd>,
+    /// Port I/O.
+    pub pio: Arc<Bus>,
+    /// Memory-mapped I/O.
+    pub mmio: Arc<Bus>,
+    /// Takes the reason when the guest stops by itself; the first one counts.
+    pub exits: Arc<dyn Fn(GuestExit) + Send + Sync>,
+    /// When the first vCPU entered the guest.
+    pub first_run: Arc<FirstRun>,
+}
+
+/// The moment of the first KVM_RUN of a machine.
+#[derive(Debug, Default)]
+pub struct FirstRun(AtomicU64);
+
+impl FirstRun {
+    /// Monotonic time in ns, or none if no vCPU has run yet.
+    pub fn monotonic_ns(&self) -> Option<u64> {
+        match self.0.load(Ordering::Acquire) {
+            0 => None,
+            ns => Some(ns),
+        }
+    }
+
+    fn mark(&self) {
+        if self.0.load(Ordering::Relaxed) == 0 {
+            let now = clock::monotonic_ns();
+            // Another vCPU may have been first: its time stands.
+            let _ = self
+                .0
+                .compare_exchange(0, now, Ordering::AcqRel, Ordering::Relaxed);
+        }
+    }
+}
+
+/// What a vCPU thread is told.
+pub(super) enum Command {
+    Resume,
+    /// Answered once the vCPU is out of the guest.
+    Pause(Sender<()>),
+    Save(Sender<Result<VcpuState, VcpuStateError>>),
+    Stop,
+}
+
+/// Runs until [`Command::Stop`]. Returns the descriptor, so that its `kvm_run` page stays mapped
+/// until the thread was joined: a kick may still write to it.
+pub(super) fn run(
+    mut vcpu: VcpuFd,
+    index: u8,
+    context: &VcpuContext,
+    commands: &Receiver<Command>,
+) -> VcpuFd {
+    let mut running = false;
+    loop {
+        // While the guest runs, commands are looked at only after a kick (EINTR).
+        let command = if running {
+            match step(&mut vcpu, index, context) {
+                Step::Continue => continue,
+                Step::Kicked => {
+                    vcpu.set_kvm_immediate_exit(0);
+                    match commands.try_recv() {
+                        Ok(command) => command,
+                        // A signal of somebody else's.
+                        Err(std::sync::mpsc::TryRecvError::Empty) => continue,
+                        Err(std::sync::mpsc::TryRecvError::Disconnected) => return vcpu,
+                    }
+                }
+                Step::Ended(reason) => {
+                    running = false;
+                    (context.exits)(reason);
+                    continue;
+                }
+            }
+        } else {
+            match commands.recv() {
+                Ok(command) => command,
+                Err(_) => return vcpu,
+            }
+        };
+        match command {
+            Command::Resume => {
+                // A kick that came after the vCPU had already stopped by itself.
+                vcpu.set_kvm_immediate_exit(0);
+                running = true;
+                context.first_run.mark();
+            }
+            Command::Pause(done) => {
+                running = false;
+                // The other side may have given up waiting.
+                let _ = done.send(());
+            }
+            Command::Save(reply) => {
+                let state = state::save(&context.kvm, &context.vm, &vcpu, index);
+                let _ = reply.send(state);
+            }
+            Command::Stop => return vcpu,
+        }
+    }
+}
+
+enum Step {
+    Continue,
+    Kicked,
+    Ended(GuestExit),
+}
+
+fn step(vcpu: &mut VcpuFd, index: u8, context: &VcpuContext) -> Step {
+    let unhandled = match vcpu.run() {
+        Ok(VcpuExit::IoOut(port, data)) => {
+            context.pio.write(u64::from(port), data);
+            return Step::Continue;
+        }
+        Ok(VcpuExit::IoIn(port, data)) => {
+            // A port that nobody decodes floats high.
+            if !context.pio.read(u64::from(port), data) {
+                data.fill(0xff);
+            }
+            return Step::Continue;
+        }
+        Ok(VcpuExit::MmioWrite(address, data)) => {
+            context.mmio.write(address, data);
+            return Step::Continue;
+        }
+        Ok(VcpuExit::MmioRead(address, data)) => {
+            if !context.mmio.read(address, data) {
+                data.fill(0xff);
+            }
+            return Step::Continue;
+        }
+        Ok(VcpuExit::Intr) => return Step::Kicked,
+        Ok(VcpuExit::Shutdown) => {
+            return Step::Ended(GuestExit::TripleFault { rip: rip(vcpu) });
+        }
+        // With the in-kernel irqchip HLT stays in KVM; where it does not, the guest has no way on.
+        Ok(VcpuExit::InternalError) => None,
+        Ok(other) => Some(format!("{other:?}")),
+        Err(error) if error.errno() == libc::EINTR => return Step::Kicked,
+        Err(error) if error.errno() == libc::EAGAIN => return Step::Continue,
+        Err(error) => {
+            return Step::Ended(GuestExit::Failed(VcpuRunError::Run {
+                index,
+                errno: error.errno(),
+                rip: rip(vcpu),
+            }));
+        }
+    };
+    let what = unhandled.unwrap_or_else(|| internal_error(vcpu));
+    Step::Ended(GuestExit::Failed(VcpuRunError::Unhandled {
+        index,
+        what,
+        rip: rip(vcpu),
+    }))
+}
+
+fn rip(vcpu: &VcpuFd) -> u64 {
+    vcpu.get_regs().map(|regs| regs.rip).unwrap_or(0)
+}
+
+fn internal_error(vcpu: &mut VcpuFd) -> String {
+    // SAFETY: the last exit was KVM_EXIT_INTERNAL_ERROR, for which KVM fills `internal`; it is
+    // plain numbers, so that any content is valid.
+    let internal = unsafe { vcpu.get_kvm_run().__bindgen_anon_1.internal };
+    match internal.suberror {
+        1 => "an instruction that KVM cannot emulate".to_owned(),
+        other => format!("KVM internal error {other}"),
+    }
+}

@@ -1,0 +1,220 @@
+//! Saving and restoring a vCPU's registers.
+
+use kvm_bindings::{
+    CpuId, KVM_MAX_CPUID_ENTRIES, Xsave, kvm_debugregs, kvm_lapic_state, kvm_mp_state,
+    kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave, kvm_xsave2,
+};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use vmm_sys_util::fam::FamStruct;
+
+use crate::arch::msr;
+
+/// Everything that KVM knows of a vCPU.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct VcpuState {
+    cpuid: CpuId,
+    tsc_khz: u32,
+    regs: kvm_regs,
+    sregs: kvm_sregs,
+    xsave: Xsave,
+    xcrs: kvm_xcrs,
+    debug_regs: kvm_debugregs,
+    lapic: kvm_lapic_state,
+    msrs: Vec<kvm_msr_entry>,
+    mp_state: kvm_mp_state,
+    events: kvm_vcpu_events,
+}
+
+/// Why a vCPU's registers could not be saved or restored.
+#[derive(Debug, Error)]
+pub enum VcpuStateError {
+    /// KVM refused a call.
+    #[error("cannot {action} of vCPU {index}: {call} failed")]
+    Kvm {
+        /// "save the state" or "restore the state".
+        action: &'static str,
+        /// Which vCPU.
+        index: u8,
+        /// The KVM call.
+        call: &'static str,
+        /// Its errno.
+        #[source]
+        source: kvm_ioctls::Error,
+    },
+    /// The XSAVE area is not of the size that this host's KVM reads.
+    #[error(
+        "the snapshot's XSAVE area of {saved_bytes} bytes does not fit this host's processor, \
+         which has {host_bytes} bytes: restore it on a host of the processor it was made on"
+    )]
+    XsaveSize {
+        /// In the snapshot.
+        saved_bytes: usize,
+        /// On this host.
+        host_bytes: usize,
+    },
+}
+
+/// Number of extra entries that an [`Xsave`] needs on this host, beyond the 4 KiB every
+/// `kvm_xsave` has.
+fn xsave_extra_entries(vm: &VmFd) -> usize {
+    let bytes = usize::try_from(vm.check_extension_int(Cap::Xsave2)).unwrap_or(0);
+    bytes
+        .saturating_sub(size_of::<kvm_xsave>())
+        .div_ceil(size_of::<<kvm_xsave2 as FamStruct>::Entry>())
+}
+
+fn xsave_bytes(entries: usize) -> usize {
+    size_of::<kvm_xsave>() + entries * size_of::<<kvm_xsave2 as FamStruct>::Entry>()
+}
+
+/// Reads the state of vCPU `index`, which must not be running and must have no I/O to complete.
+///
+/// # Errors
+/// The first KVM call that fails.
+pub(super) fn save(kvm: &Kvm, vm: &VmFd, vcpu: &VcpuFd, index: u8) -> Result<VcpuState, VcpuStateError> {
+    let failed = |call: &'static str| {
+        move |source| VcpuStateError::Kvm {
+            action: "save the state",
+            index,
+            call,
+            source,
+        }
+    };
+    // First the mp state: reading it makes KVM take in a pending INIT or SIPI, which changes
+    // what the other calls return.
+    let mp_state = vcpu.get_mp_state().map_err(failed("KVM_GET_MP_STATE"))?;
+    let regs = vcpu.get_regs().map_err(failed("KVM_GET_REGS"))?;
+    let sregs = vcpu.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
+    let xcrs = vcpu.get_xcrs().map_err(failed("KVM_GET_XCRS"))?;
+    let debug_regs = vcpu.get_debug_regs().map_err(failed("KVM_GET_DEBUGREGS"))?;
+    let lapic = vcpu.get_lapic().map_err(failed("KVM_GET_LAPIC"))?;
+    let extra = xsave_extra_entries(vm);
+    let mut xsave = Xsave::new(extra)
+        .map_err(|_| failed("KVM_GET_XSAVE2")(kvm_ioctls::Error::new(libc::ENOMEM)))?;
+    if extra == 0 {
+        xsave.as_mut_fam_struct_fields_xsave(vcpu.get_xsave().map_err(failed("KVM_GET_XSAVE"))?);
+    } else {
+        // SAFETY: `xsave` was made with the entries that KVM_CAP_XSAVE2 asks for on this VM, and
+        // reapvm enables no further dynamic feature by arch_prctl after that.
+        unsafe { vcpu.get_xsave2(&mut xsave) }.map_err(failed("KVM_GET_XSAVE2"))?;
+    }
+    let tsc_khz = vcpu.get_tsc_khz().map_err(failed("KVM_GET_TSC_KHZ"))?;
+    let cpuid = vcpu
+        .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
+        .map_err(failed("KVM_GET_CPUID2"))?;
+    let msrs = msr::save(kvm, vcpu).map_err(failed("KVM_GET_MSRS"))?;
+    let events = vcpu
+        .get_vcpu_events()
+        .map_err(failed("KVM_GET_VCPU_EVENTS"))?;
+    Ok(VcpuState {
+        cpuid,
+        tsc_khz,
+        regs,
+        sregs,
+        xsave,
+        xcrs,
+        debug_regs,
+        lapic,
+        msrs,
+        mp_state,
+        events,
+    })
+}
+
+/// Writes `state` into a fresh vCPU.
+///
+/// # Errors
+/// The first KVM call that fails, or an XSAVE area that does not fit this host.
+pub fn restore(
+    vm: &VmFd,
+    vcpu: &VcpuFd,
+    index: u8,
+    state: &VcpuState,
+) -> Result<(), VcpuStateError> {
+    let failed = |call: &'static str| {
+        move |source| VcpuStateError::Kvm {
+            action: "restore the state",
+            index,
+            call,
+            source,
+        }
+    };
+    // CPUID first: KVM checks every later register against the features it grants.
+    vcpu.set_cpuid2(&state.cpuid)
+        .map_err(failed("KVM_SET_CPUID2"))?;
+    // The TSC frequency before anything that KVM converts with it. Setting the frequency that
+    // the host has anyway is left out: hosts without TSC scaling refuse even that.
+    let host_khz = vcpu.get_tsc_khz().map_err(failed("KVM_GET_TSC_KHZ"))?;
+    if differs_beyond_tolerance(host_khz, state.tsc_khz) {
+        vcpu.set_tsc_khz(state.tsc_khz)
+            .map_err(failed("KVM_SET_TSC_KHZ"))?;
+    }
+    // Special registers carry the LAPIC base and its mode, which decide how KVM reads the LAPIC
+    // page; EFER and CR0 also decide which registers are valid.
+    vcpu.set_sregs(&state.sregs)
+        .map_err(failed("KVM_SET_SREGS"))?;
+    vcpu.set_regs(&state.regs).map_err(failed("KVM_SET_REGS"))?;
+    let host_entries = xsave_extra_entries(vm);
+    let saved_entries = state.xsave.as_slice().len();
+    if saved_entries != host_entries {
+        return Err(VcpuStateError::XsaveSize {
+            saved_bytes: xsave_bytes(saved_entries),
+            host_bytes: xsave_bytes(host_entries),
+        });
+    }
+    // SAFETY: the area has the length that KVM_CAP_XSAVE2 gives for this VM, as checked above,
+    // so that KVM reads nothing beyond it.
+    unsafe { vcpu.set_xsave2(&state.xsave) }.map_err(failed("KVM_SET_XSAVE"))?;
+    vcpu.set_xcrs(&state.xcrs).map_err(failed("KVM_SET_XCRS"))?;
+    vcpu.set_debug_regs(&state.debug_regs)
+        .map_err(failed("KVM_SET_DEBUGREGS"))?;
+    // The LAPIC before the MSRs: IA32_TSC_DEADLINE is only taken while the LVT timer is in
+    // TSC-deadline mode. Within the MSRs the TSC stands before IA32_TSC_DEADLINE.
+    vcpu.set_lapic(&state.lapic)
+        .map_err(failed("KVM_SET_LAPIC"))?;
+    msr::restore(vcpu, &state.msrs).map_err(failed("KVM_SET_MSRS"))?;
+    vcpu.set_mp_state(state.mp_state)
+        .map_err(failed("KVM_SET_MP_STATE"))?;
+    // Pending events last: several of the calls above clear or re-evaluate them.
+    vcpu.set_vcpu_events(&state.events)
+        .map_err(failed("KVM_SET_VCPU_EVENTS"))?;
+    // Tells the guest that it was stopped, so that its soft-lockup watchdog does not blame it.
+    // A guest without kvmclock makes KVM answer EINVAL: nothing to tell then.
+    if let Err(source) = vcpu.kvmclock_ctrl()
+        && source.errno() != libc::EINVAL
+    {
+        return Err(failed("KVM_KVMCLOCK_CTRL")(source));
+    }
+    Ok(())
+}
+
+/// KVM tolerates 250 parts per million before it scales (its `tsc_tolerance_ppm`); within
+/// that, a restored guest's clock runs as true as it did.
+fn differs_beyond_tolerance(host_khz: u32, saved_khz: u32) -> bool {
+    let tolerance = u64::from(saved_khz) * 250 / 1_000_000;
+    u64::from(host_khz.abs_diff(saved_khz)) > tolerance
+}
+
+trait SetXsave {
+    fn as_mut_fam_struct_fields_xsave(&mut self, xsave: kvm_xsave);
+}
+
+impl SetXsave for Xsave {
+    fn as_mut_fam_struct_fields_xsave(&mut self, xsave: kvm_xsave) {
+        // SAFETY: only the fixed part is replaced; the length of the flexible array stays.
+        unsafe { self.as_mut_fam_struct() }.xsave = xsave;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_difference_of_frequency_is_left_to_the_guest() {
+        assert!(!differs_beyond_tolerance(2_450_100, 2_450_000));
+        assert!(differs_beyond_tolerance(2_600_000, 2_450_000));
+    }
+}
