@@ -3,6 +3,7 @@
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
@@ -78,6 +79,9 @@ pub enum MemoryError {
     /// The working set cannot be used.
     #[error(transparent)]
     WorkingSet(#[from] WorkingSetError),
+    /// The thread that reads the working set cannot be started or has died.
+    #[error("the thread that reads the working set failed")]
+    Thread(#[source] io::Error),
     /// The working set cannot be installed.
     #[error(transparent)]
     Install(#[from] InstallError),
@@ -99,8 +103,8 @@ pub struct MemoryManager {
     memory: GuestMemoryMmap<()>,
     regions: Vec<MemoryRegion>,
     phase: Arc<PhaseCell>,
-    /// Opened, to be installed before the guest runs.
-    working_set: Option<WorkingSetReader>,
+    /// Being read, to be installed before the guest runs.
+    working_set: Option<WorkingSetRead>,
     install: Option<InstallReport>,
 }
 
@@ -114,7 +118,8 @@ impl MemoryManager {
     }
 
     /// The memory of `snapshot`, in the way that `mode` says. With a mode that serves faults,
-    /// [`MemoryManager::start_paging`] must follow before the guest runs.
+    /// [`MemoryManager::start_paging`] must follow before the guest runs; until then the working
+    /// set, in prefetch mode, is read by a thread of its own, while the caller sets up KVM.
     ///
     /// # Errors
     /// See [`MemoryError`]. A mode that cannot run is an error; no other takes its place.
@@ -141,11 +146,13 @@ impl MemoryManager {
             | MemoryRestoreMode::Prefetch => {
                 // Opened first: a working set that is missing or foreign fails before any work.
                 let working_set = match mode {
-                    MemoryRestoreMode::Prefetch => Some(WorkingSet::open(
-                        &snapshot.working_set_path(),
-                        &snapshot.id(),
-                        memory_bytes,
-                    )?),
+                    MemoryRestoreMode::Prefetch => {
+                        Some(WorkingSetRead::start(WorkingSet::open(
+                            &snapshot.working_set_path(),
+                            &snapshot.id(),
+                            memory_bytes,
+                        )?)?)
+                    }
                     _ => None,
                 };
                 let mut manager = Self::map(&regions, None)?;
@@ -175,8 +182,8 @@ impl MemoryManager {
     /// pager's thread cannot be started.
     pub(crate) fn start_paging(&mut self) -> Result<(), MemoryError> {
         if let Some(pager) = &mut self.pager {
-            if let Some(mut working_set) = self.working_set.take() {
-                self.install = Some(pager.install(&mut working_set)?);
+            if let Some(working_set) = self.working_set.take() {
+                self.install = Some(pager.install(&mut working_set.finish()?)?);
             }
             pager.start()?;
         }
@@ -373,6 +380,26 @@ impl MemoryManager {
             }
         }
         Ok(())
+    }
+}
+
+/// The one read of a working-set file, under way on the thread `working-set`.
+struct WorkingSetRead(JoinHandle<Result<WorkingSetReader, WorkingSetError>>);
+
+impl WorkingSetRead {
+    fn start(mut reader: WorkingSetReader) -> Result<Self, MemoryError> {
+        std::thread::Builder::new()
+            .name("working-set".into())
+            .stack_size(128 << 10)
+            .spawn(move || reader.read().map(|()| reader))
+            .map(Self)
+            .map_err(MemoryError::Thread)
+    }
+
+    /// Waits for the end of the read.
+    fn finish(self) -> Result<WorkingSetReader, MemoryError> {
+        let panicked = || MemoryError::Thread(io::Error::other("it panicked"));
+        Ok(self.0.join().map_err(|_| panicked())??)
     }
 }
 

@@ -189,6 +189,10 @@ fn open_kvm_at(path: &Path) -> Result<Kvm, BuildError> {
     Ok(kvm)
 }
 
+fn exit_events() -> Result<Arc<ExitEvents>, BuildError> {
+    Ok(Arc::new(ExitEvents::new().map_err(BuildError::EventFd)?))
+}
+
 fn create_vm(kvm: &Kvm) -> Result<VmFd, BuildError> {
     loop {
         match kvm.create_vm() {
@@ -206,14 +210,14 @@ fn create_vm(kvm: &Kvm) -> Result<VmFd, BuildError> {
 }
 
 impl Parts {
-    fn new() -> Result<Self, BuildError> {
+    fn new(exits: Arc<ExitEvents>) -> Result<Self, BuildError> {
         let kvm = open_kvm()?;
         let vm = create_vm(&kvm)?;
         interrupts::create(&vm)?;
         Ok(Self {
             kvm: Arc::new(kvm),
             vm: Arc::new(vm),
-            exits: Arc::new(ExitEvents::new().map_err(BuildError::EventFd)?),
+            exits,
         })
     }
 
@@ -304,7 +308,7 @@ impl Machine {
             config.machine_config.vcpu_count,
             config.memory_bytes(),
         )?;
-        let parts = Parts::new()?;
+        let parts = Parts::new(exit_events()?)?;
         memory.register(&parts.vm)?;
         let count = config.machine_config.vcpu_count;
         let vcpus = parts.create_vcpus(count)?;
@@ -344,8 +348,8 @@ impl Machine {
             vsock.uds_path = options.vsock_uds_path;
         }
         let state = snapshot.read_state()?;
-        let parts = Parts::new()?;
-        let exits = Arc::clone(&parts.exits);
+        let exit_events = exit_events()?;
+        let exits = Arc::clone(&exit_events);
         let on_failure = options.on_pager_failure;
         let memory = MemoryManager::restore(
             snapshot,
@@ -358,6 +362,8 @@ impl Machine {
                 }
             }),
         )?;
+        // The working set is being read from here on, while KVM is set up.
+        let parts = Parts::new(exit_events)?;
         memory.register(&parts.vm)?;
         let vcpus = parts.create_vcpus(config.machine_config.vcpu_count)?;
         for (index, vcpu) in (0_u8..).zip(&vcpus) {

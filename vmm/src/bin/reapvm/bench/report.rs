@@ -61,7 +61,7 @@ pub(crate) struct Totals {
     pub(crate) uffd_faults_eliminated_min_pct: Option<f64>,
     /// Median over the functions of (record / ondemand - 1) x 100.
     pub(crate) record_overhead_pct: Option<f64>,
-    /// Median of exec to first KVM_RUN less the working set's installation, all cold starts.
+    /// Median of exec to first KVM_RUN, over the modes that read no memory before it.
     pub(crate) exec_to_first_run_ms: Option<f64>,
     /// Largest resident memory beyond the guest's of any cold start, in KiB.
     pub(crate) vmm_overhead_max_kib: Option<u64>,
@@ -150,7 +150,8 @@ pub(crate) fn warm_cell(function: &str, times_ms: &[f64], booted_resident_mib: f
 pub(crate) fn bound_ms(warm_ms: f64, cell: &CellResult, disk: &Disk) -> Option<f64> {
     let (install, marks) = (cell.install?, cell.marks_ms?);
     let read_ms = install.bytes_read as f64 / f64::from(1 << 20) / disk.seq_read_mib_s * 1e3;
-    let control_ms = marks.first_run - install.total;
+    // The read overlaps with the control part, so that the control part is what it takes without.
+    let control_ms = marks.state_loaded;
     Some(warm_ms + read_ms.max(install.copy) + control_ms)
 }
 
@@ -197,7 +198,8 @@ pub(crate) fn totals(results: &[CellResult], functions: &[String]) -> Totals {
         .collect();
     let starts: Vec<f64> = results
         .iter()
-        .filter_map(|cell| Some(cell.marks_ms?.first_run - cell.install_ms.unwrap_or_default()))
+        .filter(|cell| cell.install_ms.is_none() && cell.mode != "copy")
+        .filter_map(|cell| Some(cell.marks_ms?.first_run))
         .collect();
     Totals {
         speedup_vs_file_geomean: some(&speedups, geometric_mean),
