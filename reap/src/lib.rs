@@ -1,1 +1,67 @@
-//! See the crate's description in Cargo.toml.
+//! Record-and-prefetch (REAP) of a guest's working set, inside the hypervisor.
+//!
+//! A function that starts from a snapshot touches a small and stable part of its memory. REAP
+//! (Ustiugov et al., *Benchmarking, Analysis, and Optimization of Serverless Function Snapshots*,
+//! ASPLOS 2021) records which pages the first invocation touches, packs them in one file, and on
+//! the next cold start reads that file at once and installs its pages before the first
+//! instruction runs, instead of fetching them fault by fault.
+//!
+//! | part | what it does |
+//! |---|---|
+//! | [`Pager`] | owns the userfaultfd, serves missing pages on a thread named `pager` |
+//! | [`PageSource`] | where the pages come from: [`SnapshotPageSource`] for a snapshot on disk |
+//! | [`Recording`] | the first touch of each page, in order |
+//! | [`WorkingSet`] | the file of the recorded pages, packed in the order of their installation |
+//! | [`WorkingSetReader`] | reads that file in one go, for [`Pager::install`] |
+//! | [`trace`] | the recorded faults as a file |
+//!
+//! This crate knows neither KVM nor devices: memory is a list of [`MemoryRegion`]s.
+//!
+//! # Lifecycle
+//! [`Pager::new`] registers the memory, [`Pager::install`] prefetches (optional), [`Pager::start`]
+//! begins to serve, [`Pager::stop`] ends it once nothing runs any more that touches the memory.
+
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::panic,
+        reason = "a test fails by panicking"
+    )
+)]
+
+mod extents;
+mod mode;
+mod page_bitmap;
+mod page_buffer;
+mod pager;
+mod phase;
+mod prefetch;
+mod recorder;
+mod region;
+mod serve;
+mod source;
+mod stats;
+pub mod trace;
+mod uffd;
+mod wire;
+mod working_set;
+mod working_set_reader;
+
+pub use extents::{Extent, merge_first_touch};
+pub use mode::{MemoryRestoreMode, ParseMemoryRestoreModeError};
+pub use pager::{DEFAULT_SPIN, Pager, PagerConfig, PagerError};
+pub use phase::{Phase, PhaseCell};
+pub use prefetch::{InstallError, InstallReport};
+pub use recorder::Recording;
+pub use region::{MemoryRegion, RegionError};
+pub use serve::ServeError;
+pub use source::{Page, PageSource, PageSourceError, SnapshotPageSource};
+pub use stats::PagerStats;
+pub use trace::{Access, TraceError, TraceRecord};
+pub use uffd::UffdError;
+pub use working_set::{WorkingSet, WorkingSetError};
+pub use working_set_reader::WorkingSetReader;
+
+/// [`reapvm_snapshot::PAGE_SIZE`] as the type of addresses and lengths in guest memory.
+pub(crate) const PAGE_SIZE_BYTES: u64 = reapvm_snapshot::PAGE_SIZE as u64;

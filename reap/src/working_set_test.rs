@@ -1,0 +1,251 @@
+use super::*;
+use proptest::prelude::*;
+use std::collections::BTreeSet;
+use std::fs;
+
+const MEMORY_PAGES: u64 = 256;
+const MEMORY_BYTES: u64 = MEMORY_PAGES * PAGE_SIZE_BYTES;
+
+/// Each page begins with its own address; every fourth is zero.
+struct AddressSource([u8; PAGE_SIZE]);
+
+impl PageSource for AddressSource {
+    fn read_page(&mut self, gpa: u64) -> Result<Page<'_>, PageSourceError> {
+        if gpa >= MEMORY_BYTES {
+            return Err(PageSourceError::OutOfRange { gpa });
+        }
+        if (gpa / PAGE_SIZE_BYTES).is_multiple_of(4) {
+            return Ok(Page::Zero);
+        }
+        self.0[..8].copy_from_slice(&gpa.to_le_bytes());
+        Ok(Page::Data(&self.0))
+    }
+}
+
+fn source() -> AddressSource {
+    AddressSource([0x5a; PAGE_SIZE])
+}
+
+fn id(byte: u8) -> SnapshotId {
+    SnapshotId::from_bytes([byte; 16])
+}
+
+fn write_pages(path: &Path, pages: &[u64]) -> WorkingSet {
+    let gpas: Vec<u64> = pages.iter().map(|page| page * PAGE_SIZE_BYTES).collect();
+    WorkingSet::write(path, &id(1), &gpas, &mut source()).unwrap()
+}
+
+/// Both ways to read the file `path`: the direct one, without the checks of its pages, and the
+/// whole verification.
+fn read_both(
+    path: &Path,
+) -> (
+    Result<WorkingSet, WorkingSetError>,
+    Result<WorkingSet, WorkingSetError>,
+) {
+    let direct = WorkingSet::open(path, &id(1), MEMORY_BYTES).and_then(|mut reader| {
+        reader.read()?;
+        Ok(reader.take_contents().unwrap().set)
+    });
+    (direct, WorkingSet::verify(path, &id(1), MEMORY_BYTES))
+}
+
+fn changed(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+    let mut bytes = fs::read(path).unwrap();
+    change(&mut bytes);
+    fs::write(path, bytes).unwrap();
+}
+
+/// Puts the right checksum on tables that were changed, as a hostile writer would.
+fn sign(bytes: &mut [u8], data_offset: usize) {
+    let crc32c = tables_crc32c(&bytes[..data_offset]);
+    bytes[CRC_OFFSET..CRC_OFFSET + 4].copy_from_slice(&crc32c.to_le_bytes());
+}
+
+#[test]
+fn pages_are_packed_in_install_order_and_aligned() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("working-set");
+    let set = write_pages(&path, &[9, 3, 1, 2, 8, 200]);
+    let bytes = fs::read(&path).unwrap();
+    assert_eq!(bytes.len() as u64, set.len_bytes());
+    assert_eq!(set.len_bytes(), 4096 + 6 * 4096);
+    let firsts: Vec<u64> = bytes[4096..]
+        .chunks(4096)
+        .map(|page| u64_at(page, 0).unwrap() / PAGE_SIZE_BYTES)
+        .collect();
+    // Pages 8 and 200 are zero, so no address is in them.
+    assert_eq!(firsts, [0, 9, 1, 2, 3, 0]);
+    let (direct, verified) = read_both(&path);
+    assert_eq!(direct.unwrap(), set);
+    assert_eq!(verified.unwrap(), set);
+}
+
+#[test]
+fn a_missing_one_says_how_to_make_one() {
+    let (direct, verified) = read_both(Path::new("/nonexistent/working-set"));
+    for error in [direct.unwrap_err(), verified.unwrap_err()] {
+        assert!(matches!(error, WorkingSetError::Missing { .. }));
+        assert!(error.to_string().contains("record"), "{error}");
+    }
+}
+
+#[test]
+fn one_of_another_snapshot_or_version_is_refused_as_such() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("working-set");
+    write_pages(&path, &[1]);
+    for error in [
+        WorkingSet::open(&path, &id(2), MEMORY_BYTES).unwrap_err(),
+        WorkingSet::verify(&path, &id(2), MEMORY_BYTES).unwrap_err(),
+    ] {
+        assert!(matches!(error, WorkingSetError::Foreign { .. }));
+        assert!(error.to_string().contains("record again"), "{error}");
+    }
+    changed(&path, |bytes| bytes[8] = 2);
+    let (direct, verified) = read_both(&path);
+    for error in [direct.unwrap_err(), verified.unwrap_err()] {
+        assert!(matches!(error, WorkingSetError::Version { version: 2, .. }));
+    }
+}
+
+#[test]
+fn more_pages_than_memory_are_refused_before_anything_is_allocated() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("working-set");
+    write_pages(&path, &[1, 2, 3]);
+    let error = WorkingSet::open(&path, &id(1), 2 * PAGE_SIZE_BYTES).unwrap_err();
+    assert!(matches!(error, WorkingSetError::Corrupt { .. }));
+
+    // A sparse giant whose header agrees with its length is refused by the size of memory.
+    changed(&path, |bytes| {
+        let pages: u64 = 1 << 40;
+        bytes[32..40].copy_from_slice(&pages.to_le_bytes());
+        bytes[40..48].copy_from_slice(&pages.to_le_bytes());
+        bytes[48..56].copy_from_slice(&data_offset(pages, pages).to_le_bytes());
+    });
+    let (direct, verified) = read_both(&path);
+    assert!(matches!(direct, Err(WorkingSetError::Corrupt { .. })));
+    assert!(matches!(verified, Err(WorkingSetError::Corrupt { .. })));
+}
+
+#[test]
+fn tables_that_make_no_sense_are_refused_even_with_a_right_checksum() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("working-set");
+    for (offset, value) in [(12, 1u8), (64, 1), (72, 0), (72, 5), (64 + 16, 0)] {
+        write_pages(&path, &[5, 6, 1, 2]);
+        changed(&path, |bytes| {
+            bytes[offset] = value;
+            if offset == 64 + 16 {
+                // The second extent over the first.
+                bytes.copy_within(64..72, 80);
+            }
+            sign(bytes, 4096);
+        });
+        let (direct, verified) = read_both(&path);
+        assert!(
+            matches!(direct, Err(WorkingSetError::Corrupt { .. })),
+            "{offset}"
+        );
+        assert!(
+            matches!(verified, Err(WorkingSetError::Corrupt { .. })),
+            "{offset}"
+        );
+    }
+}
+
+#[test]
+fn a_damaged_page_is_found_by_verification_with_its_address() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("working-set");
+    write_pages(&path, &[5, 6, 1]);
+    changed(&path, |bytes| bytes[4096 + 4096 + 7] ^= 0x10);
+    assert!(matches!(
+        WorkingSet::verify(&path, &id(1), MEMORY_BYTES),
+        Err(WorkingSetError::CorruptPage { gpa: 0x6000, .. })
+    ));
+}
+
+#[test]
+fn a_page_that_cannot_be_had_leaves_the_old_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("working-set");
+    let set = write_pages(&path, &[5]);
+    let error =
+        WorkingSet::write(&path, &id(1), &[0x1000, MEMORY_BYTES], &mut source()).unwrap_err();
+    assert!(matches!(
+        error,
+        WorkingSetError::Source {
+            source: PageSourceError::OutOfRange { gpa: MEMORY_BYTES },
+            ..
+        }
+    ));
+    assert_eq!(read_both(&path).1.unwrap(), set);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn an_empty_one_is_valid() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("working-set");
+    write_pages(&path, &[]);
+    let (direct, verified) = read_both(&path);
+    assert_eq!(direct.unwrap().page_count(), 0);
+    assert_eq!(verified.unwrap().page_count(), 0);
+}
+
+proptest! {
+    // Every case writes and syncs a file.
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn round_trips_and_refuses_every_damage(
+        pages in prop::collection::vec(0..MEMORY_PAGES, 1..60),
+        at in any::<prop::sample::Index>(),
+        bit in 0u8..8,
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("working-set");
+        let set = write_pages(&path, &pages);
+        let (direct, verified) = read_both(&path);
+        prop_assert_eq!(&direct.unwrap(), &set);
+        prop_assert_eq!(&verified.unwrap(), &set);
+        let held: BTreeSet<u64> = set.page_gpas().map(|gpa| gpa / PAGE_SIZE_BYTES).collect();
+        prop_assert_eq!(held, pages.iter().copied().collect::<BTreeSet<_>>());
+
+        let whole = fs::read(&path).unwrap();
+        let at = at.index(whole.len());
+        let mut flipped = whole.clone();
+        flipped[at] ^= 1 << bit;
+        fs::write(&path, flipped).unwrap();
+        let (direct, verified) = read_both(&path);
+        prop_assert!(verified.is_err());
+        // The direct read verifies pages only when it installs them.
+        prop_assert!(direct.is_err() || at as u64 >= set.data_offset);
+
+        fs::write(&path, &whole[..at]).unwrap();
+        let (direct, verified) = read_both(&path);
+        prop_assert!(matches!(direct, Err(WorkingSetError::Truncated { .. })), "{:?}", direct);
+        prop_assert!(matches!(verified, Err(WorkingSetError::Truncated { .. })), "{:?}", verified);
+    }
+
+    #[test]
+    fn arbitrary_bytes_are_refused_without_a_panic(
+        tail in prop::collection::vec(any::<u8>(), 0..6000), begins_right in any::<bool>(),
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("working-set");
+        let mut bytes = if begins_right {
+            write_pages(&path, &[]);
+            fs::read(&path).unwrap()[..32].to_vec()
+        } else {
+            vec![]
+        };
+        bytes.extend(tail);
+        fs::write(&path, bytes).unwrap();
+        let (direct, verified) = read_both(&path);
+        prop_assert!(direct.is_err());
+        prop_assert!(verified.is_err());
+    }
+}

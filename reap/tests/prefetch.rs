@@ -1,0 +1,274 @@
+//! Recording, packing and installing a working set, on a real userfaultfd.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
+
+use reapvm_reap::{InstallError, Pager, WorkingSet, WorkingSetError, WorkingSetReader};
+use reapvm_snapshot::SnapshotId;
+use support::{GuestMemory, PAGE, TestSource, expected_page, pager, shuffled, within_time};
+
+const PAGES: usize = 512;
+
+fn id() -> SnapshotId {
+    SnapshotId::from_bytes([3; 16])
+}
+
+fn gpas(pages: &[usize]) -> Vec<u64> {
+    pages.iter().map(|page| (page * PAGE) as u64).collect()
+}
+
+/// Pages as an invocation touches them: runs of some pages here and there.
+fn touched_pages() -> Vec<usize> {
+    shuffled(PAGES / 8, 5)
+        .into_iter()
+        .filter(|run| run % 3 != 0)
+        .flat_map(|run| (0..3).map(move |page| run * 8 + page))
+        .collect()
+}
+
+fn write_set(path: &Path, pages: &[usize]) -> WorkingSet {
+    WorkingSet::write(path, &id(), &gpas(pages), &mut TestSource::new()).unwrap()
+}
+
+fn open(path: &Path) -> WorkingSetReader {
+    WorkingSet::open(path, &id(), (PAGES * PAGE) as u64).unwrap()
+}
+
+fn new_pager(memory: &GuestMemory) -> Pager {
+    pager(vec![memory.region()], TestSource::new(), true).0
+}
+
+fn check_pages(memory: &Arc<GuestMemory>, pages: Vec<usize>) {
+    let guest = Arc::clone(memory);
+    within_time(move || {
+        for page in pages {
+            assert_eq!(
+                guest.read_page(page),
+                expected_page((page * PAGE) as u64),
+                "page {page}"
+            );
+        }
+    });
+}
+
+#[test]
+fn what_was_recorded_is_installed_and_does_not_fault_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("working-set");
+    let touched = touched_pages();
+
+    let memory = GuestMemory::new(PAGES);
+    let mut recorder = new_pager(&memory);
+    recorder.start().unwrap();
+    check_pages(&memory, touched.clone());
+    // What the guest wrote is no part of the set: it has the snapshot's contents.
+    let guest = Arc::clone(&memory);
+    let first = touched[0];
+    within_time(move || guest.write_byte(first, 0, 0xff));
+    let recording = recorder.stop().unwrap();
+    assert_eq!(recording.pages(), gpas(&touched));
+    let set = WorkingSet::write(&path, &id(), &recording.pages(), &mut TestSource::new()).unwrap();
+    drop(memory);
+
+    let memory = GuestMemory::new(PAGES);
+    let mut prefetcher = new_pager(&memory);
+    let mut reader = open(&path);
+    let report = prefetcher.install(&mut reader).unwrap();
+    assert_eq!(report.pages, touched.len() as u64);
+    assert_eq!(report.extents, set.extents().len() as u64);
+    assert_eq!(report.bytes_read, fs::metadata(&path).unwrap().len());
+    assert!(report.total_ns >= report.verify_ns + report.copy_ns + report.read_ns);
+    prefetcher.start().unwrap();
+    check_pages(&memory, touched.clone());
+    let stats = prefetcher.stats();
+    assert_eq!((stats.faults, stats.prefetched_pages), (0, report.pages));
+
+    // The rest is missing still, and counted as it is missed.
+    let missed: Vec<usize> = (0..PAGES).filter(|page| !touched.contains(page)).collect();
+    check_pages(&memory, missed.clone());
+    assert_eq!(prefetcher.stats().faults, missed.len() as u64);
+    let mut recorded = prefetcher.stop().unwrap().pages();
+    recorded.sort_unstable();
+    assert_eq!(recorded, gpas(&missed));
+}
+
+#[test]
+fn the_read_may_be_done_ahead_on_another_thread() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("working-set");
+    write_set(&path, &touched_pages());
+    let mut reader = open(&path);
+    let mut reader = thread::spawn(move || {
+        reader.read().unwrap();
+        reader
+    })
+    .join()
+    .unwrap();
+    // The file is read once only: what happens to it afterwards does not matter.
+    fs::write(&path, b"").unwrap();
+    let memory = GuestMemory::new(PAGES);
+    let mut pager = new_pager(&memory);
+    let report = pager.install(&mut reader).unwrap();
+    assert_eq!(report.pages, touched_pages().len() as u64);
+    pager.start().unwrap();
+    check_pages(&memory, touched_pages());
+    assert_eq!(pager.stats().faults, 0);
+}
+
+#[test]
+fn a_damaged_page_fails_the_install_and_is_not_installed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("working-set");
+    write_set(&path, &[1, 2, 3, 9, 10, 11]);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[PAGE + 4 * PAGE + 50] ^= 1;
+    fs::write(&path, bytes).unwrap();
+
+    let memory = GuestMemory::new(PAGES);
+    let mut pager = new_pager(&memory);
+    let error = pager.install(&mut open(&path)).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            InstallError::WorkingSet(WorkingSetError::CorruptPage { gpa: 0xa000, .. })
+        ),
+        "{error}"
+    );
+    // What is in place is right, and the rest comes from the source.
+    pager.start().unwrap();
+    check_pages(&memory, (0..16).collect());
+    assert_eq!(pager.stats().faults, 13);
+}
+
+#[test]
+fn a_set_that_goes_beyond_memory_is_refused_before_its_first_page() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("working-set");
+    write_set(&path, &[1, 100, 101]);
+    let memory = GuestMemory::new(PAGES);
+    // Guest memory of the right size, but with a hole where the set has a page.
+    let regions = vec![
+        memory.part(0, 101, 0),
+        memory.part(101, PAGES - 101, 0x1_0000_0000),
+    ];
+    let (mut pager, _failures) = pager(regions, TestSource::new(), false);
+    let error = pager.install(&mut open(&path)).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            InstallError::OutsideRegions {
+                gpa: 0x64000,
+                pages: 2,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    assert_eq!(pager.stats().prefetched_pages, 0);
+    pager.start().unwrap();
+    check_pages(&memory, vec![1]);
+    assert_eq!(pager.stats().faults, 1);
+}
+
+#[test]
+fn a_run_over_the_border_of_two_regions_is_installed_in_both() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("working-set");
+    write_set(&path, &[5, 6, 7, 8, 9]);
+    let memory = GuestMemory::new(PAGES);
+    // Adjacent in guest addresses, not in host addresses.
+    let border = 7 * PAGE as u64;
+    let regions = vec![memory.part(100, 7, 0), memory.part(0, 93, border)];
+    let (mut pager, _failures) = pager(regions, TestSource::new(), false);
+    assert_eq!(pager.install(&mut open(&path)).unwrap().pages, 5);
+    pager.start().unwrap();
+    let guest = Arc::clone(&memory);
+    within_time(move || {
+        for (page, gpa) in [(105, 0x5000), (106, 0x6000), (0, 0x7000), (2, 0x9000)] {
+            assert_eq!(guest.read_page(page), expected_page(gpa));
+        }
+    });
+    assert_eq!(pager.stats().faults, 0);
+}
+
+#[test]
+fn an_install_after_the_start_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("working-set");
+    write_set(&path, &[1]);
+    let memory = GuestMemory::new(PAGES);
+    let mut pager = new_pager(&memory);
+    pager.start().unwrap();
+    assert!(matches!(
+        pager.install(&mut open(&path)),
+        Err(InstallError::AlreadyStarted)
+    ));
+}
+
+#[test]
+fn pages_that_are_there_already_are_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (whole, part) = (dir.path().join("whole"), dir.path().join("part"));
+    write_set(&whole, &(0..64).collect::<Vec<_>>());
+    write_set(&part, &[0, 20, 21, 63]);
+    let memory = GuestMemory::new(PAGES);
+    let mut pager = new_pager(&memory);
+    assert_eq!(pager.install(&mut open(&part)).unwrap().pages, 4);
+    let guest = Arc::clone(&memory);
+    within_time(move || guest.write_byte(20, 8, 0xcd));
+    assert_eq!(pager.install(&mut open(&whole)).unwrap().pages, 60);
+    assert_eq!(memory.read_byte(20, 8), 0xcd);
+    assert_eq!(memory.read_page(21), expected_page(21 * PAGE as u64));
+    assert_eq!(pager.stats().prefetched_pages, 64);
+}
+
+#[test]
+fn pages_that_were_dropped_before_the_install_stay_zero() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("working-set");
+    write_set(&path, &(0..64).collect::<Vec<_>>());
+    let memory = GuestMemory::new(PAGES);
+    let mut pager = new_pager(&memory);
+    let guest = Arc::clone(&memory);
+    let dropper = thread::spawn(move || guest.drop_pages(10, 3));
+    // Whether the announcement comes before the install, which then has to read it, or after it:
+    // the pages are zero.
+    thread::sleep(Duration::from_millis(20));
+    pager.install(&mut open(&path)).unwrap();
+    pager.start().unwrap();
+    within_time(move || dropper.join().unwrap());
+    for page in 10..13 {
+        assert_eq!(memory.read_page(page), vec![0; PAGE]);
+    }
+    check_pages(&memory, vec![9, 13, 63, 100]);
+    assert_eq!(pager.stats().removed_pages, 3);
+}
+
+#[test]
+fn pages_known_to_be_dropped_are_not_asked_of_the_source() {
+    let memory = GuestMemory::new(8);
+    let source = TestSource::new();
+    let reads = Arc::clone(&source.reads);
+    let (mut pager, _failures) = pager(vec![memory.region()], source, false);
+    pager.start().unwrap();
+    let guest = Arc::clone(&memory);
+    within_time(move || {
+        guest.drop_pages(1, 2);
+        assert_eq!(guest.read_page(1), vec![0; PAGE]);
+        assert_eq!(guest.read_page(2), vec![0; PAGE]);
+        assert_eq!(guest.read_page(3), expected_page(0x3000));
+    });
+    assert_eq!(reads.load(Ordering::Relaxed), 1);
+    assert_eq!(pager.stats().zero_faults, 2);
+}
