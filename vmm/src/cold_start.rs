@@ -27,6 +27,8 @@ pub struct ColdStart<'a> {
     pub input: &'a Value,
     /// How long the response may take.
     pub timeout: Duration,
+    /// Whether a recording replaces the snapshot's working set and trace.
+    pub keep_recording: bool,
     /// The zero of all marks on the monotonic clock: the launcher's exec.
     pub started_ns: u64,
 }
@@ -201,7 +203,14 @@ pub fn run(
     let mut working_set_pages = install.map(|report| report.pages);
     if start.mode == MemoryRestoreMode::Record {
         machine.pause()?;
-        working_set_pages = Some(write_recording(&machine, &snapshot)?);
+        working_set_pages = Some(if start.keep_recording {
+            write_recording(&machine, &snapshot)?
+        } else {
+            machine
+                .memory()
+                .recording()
+                .map_or(0, |recording| recording.len() as u64)
+        });
     }
     let missed = if start.mode == MemoryRestoreMode::Prefetch {
         stats.faults

@@ -146,13 +146,11 @@ impl MemoryManager {
             | MemoryRestoreMode::Prefetch => {
                 // Opened first: a working set that is missing or foreign fails before any work.
                 let working_set = match mode {
-                    MemoryRestoreMode::Prefetch => {
-                        Some(WorkingSetRead::start(WorkingSet::open(
-                            &snapshot.working_set_path(),
-                            &snapshot.id(),
-                            memory_bytes,
-                        )?)?)
-                    }
+                    MemoryRestoreMode::Prefetch => Some(WorkingSetRead::start(WorkingSet::open(
+                        &snapshot.working_set_path(),
+                        &snapshot.id(),
+                        memory_bytes,
+                    )?)?),
                     _ => None,
                 };
                 let mut manager = Self::map(&regions, None)?;

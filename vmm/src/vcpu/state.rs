@@ -73,7 +73,12 @@ fn xsave_bytes(entries: usize) -> usize {
 ///
 /// # Errors
 /// The first KVM call that fails.
-pub(super) fn save(kvm: &Kvm, vm: &VmFd, vcpu: &VcpuFd, index: u8) -> Result<VcpuState, VcpuStateError> {
+pub(super) fn save(
+    kvm: &Kvm,
+    vm: &VmFd,
+    vcpu: &VcpuFd,
+    index: u8,
+) -> Result<VcpuState, VcpuStateError> {
     let failed = |call: &'static str| {
         move |source| VcpuStateError::Kvm {
             action: "save the state",

@@ -22,7 +22,7 @@ pub(crate) struct Arguments {
     pub(crate) command: Command,
     /// Write log lines to standard error, for example `debug` or `reapvm_reap=trace`
     #[arg(long, global = true, value_name = "FILTER", env = "REAPVM_LOG")]
-    pub(crate) log: Option<String>,
+    pub(crate) log: Option<tracing_subscriber::filter::Targets>,
 }
 
 #[derive(Subcommand)]
@@ -168,6 +168,9 @@ pub(crate) struct Invoke {
     /// How long the response may take
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
     pub(crate) timeout: Duration,
+    /// Throw a recording away instead of replacing the snapshot's working set
+    #[arg(long, hide = true)]
+    pub(crate) discard_recording: bool,
     /// Moment of exec on the monotonic clock, in ns: given by a launcher that measures
     #[arg(long, value_name = "NS", hide = true)]
     pub(crate) started_at_ns: Option<u64>,

@@ -14,7 +14,7 @@ fn main() -> ExitCode {
     // First of all: the mark "process_start" of a cold start.
     let process_start_ns = reapvm::clock::monotonic_ns();
     let arguments = cli::Arguments::parse();
-    output::set_up_logging(arguments.log.as_deref());
+    output::set_up_logging(arguments.log);
     match command::run(arguments.command, process_start_ns) {
         Ok(code) => code,
         Err(error) => {

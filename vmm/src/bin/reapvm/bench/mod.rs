@@ -144,9 +144,10 @@ fn cold_start(
     mode: MemoryRestoreMode,
     input: &Value,
     expected: &Value,
+    keep_recording: bool,
 ) -> Result<ColdStartReport, Box<dyn Error>> {
     page_cache::evict_directory(dir)?;
-    let report = worker::invoke(dir, mode, input, TIMEOUT)?;
+    let report = worker::invoke(dir, mode, input, TIMEOUT, keep_recording)?;
     if report.mode != mode {
         return Err(format!("asked for memory mode {mode}, but {} ran", report.mode).into());
     }
@@ -171,18 +172,32 @@ fn measure_function(
     let warm = boot_and_save(function, &dir, arguments.runs)?;
     progress.step(format!("{function}: recording"));
     if arguments.modes.contains(&MemoryRestoreMode::Prefetch) {
-        // The one that prefetch uses first; not a measured run.
+        // The one that prefetch uses. The measured recordings are thrown away: what is measured
+        // ends with the response, and rewriting files between the runs would make the disk's
+        // write-back and discards a part of whatever is measured next.
         let (input, expected) = (input(RECORDED_SEED), &warm.recorded_response);
-        cold_start(&dir, MemoryRestoreMode::Record, &input, expected)?;
+        cold_start(&dir, MemoryRestoreMode::Record, &input, expected, true)?;
     }
     progress.function(format!("{function}: cold starts"));
     let mut reports: BTreeMap<usize, Vec<ColdStartReport>> = BTreeMap::new();
     for run in 0..arguments.runs {
         for (column, &mode) in arguments.modes.iter().enumerate() {
             let report = if mode == MemoryRestoreMode::Record {
-                cold_start(&dir, mode, &input(RECORDED_SEED), &warm.recorded_response)?
+                cold_start(
+                    &dir,
+                    mode,
+                    &input(RECORDED_SEED),
+                    &warm.recorded_response,
+                    false,
+                )?
             } else {
-                cold_start(&dir, mode, &measured_input(run), &warm.expected[&run])?
+                cold_start(
+                    &dir,
+                    mode,
+                    &measured_input(run),
+                    &warm.expected[&run],
+                    false,
+                )?
             };
             progress.step(format!("{function}: {mode}, {:.1} ms", report.total_ms));
             reports.entry(column).or_default().push(report);

@@ -17,6 +17,7 @@ pub(crate) fn invoke(
     mode: MemoryRestoreMode,
     input: &Value,
     timeout: Duration,
+    keep_recording: bool,
 ) -> Result<ColdStartReport, Box<dyn Error>> {
     let mut command = Command::new(std::env::current_exe()?);
     command
@@ -28,6 +29,9 @@ pub(crate) fn invoke(
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
+    if !keep_recording {
+        command.arg("--discard-recording");
+    }
     command.arg(format!("--started-at-ns={}", clock::monotonic_ns()));
     let output = command.spawn()?.wait_with_output()?;
     let errors = String::from_utf8_lossy(&output.stderr);

@@ -22,6 +22,7 @@ pub(super) fn run(arguments: &Invoke, process_start_ns: u64) -> CommandResult {
                 arguments.memory,
                 &arguments.input,
                 arguments.timeout,
+                !arguments.discard_recording,
             )?;
             print(&report, arguments.json)?;
         }
@@ -32,6 +33,7 @@ pub(super) fn run(arguments: &Invoke, process_start_ns: u64) -> CommandResult {
         mode: arguments.memory,
         input: &arguments.input,
         timeout: arguments.timeout,
+        keep_recording: !arguments.discard_recording,
         started_ns: arguments.started_at_ns.unwrap_or(process_start_ns),
     };
     print(&cold_start::run(&start, process_start_ns)?, arguments.json)?;

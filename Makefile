@@ -1,0 +1,32 @@
+# `make bench` and `make test` set up what is missing; `make help` names the rest.
+
+.PHONY: help setup build test bench lint clean
+CARGO ?= cargo
+BENCH_FLAGS ?=
+TARGET := x86_64-unknown-linux-gnu
+BINARY := target/$(TARGET)/release/reapvm
+
+help: ## Name the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+
+setup: ## Install the Debian packages that are missing, naming them first
+	@./.ci/setup
+
+build: setup ## Build the one static binary, bin/reapvm
+	RUSTFLAGS="-C target-feature=+crt-static" \
+	    $(CARGO) build --release --locked -p reapvm --target $(TARGET)
+	@mkdir -p bin && cp $(BINARY) bin/reapvm
+
+test: setup ## Run every test (needs /dev/kvm and /dev/userfaultfd)
+	$(CARGO) test --workspace --locked --no-fail-fast
+
+bench: build ## Boot, snapshot and cold-start the ten functions; print the table
+	./bin/reapvm bench --json bench-results/bench.json $(BENCH_FLAGS)
+
+lint: setup ## Check format and lints as CI does
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+clean: ## Remove what was built and measured
+	$(CARGO) clean
+	rm -rf bench-results bin
