@@ -170,8 +170,7 @@ fn kernel_faults() -> (u64, u64) {
 /// after the response has arrived.
 ///
 /// # Errors
-/// See [`ColdStartError`]. If the pager fails, the process ends here with its error: a guest that
-/// hangs for ever would be worse.
+/// See [`ColdStartError`]. A pager that fails ends the call with its error.
 pub fn run(
     start: &ColdStart<'_>,
     process_start_ns: u64,

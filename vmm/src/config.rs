@@ -130,7 +130,7 @@ pub fn parse_memory_mib(text: &str) -> Result<u64, ConfigError> {
     };
     let number: u64 = digits.trim().parse().map_err(|_| error())?;
     let kib: u64 = number.checked_mul(unit_kib).ok_or_else(error)?;
-    if kib % 1024 != 0 {
+    if !kib.is_multiple_of(1024) {
         return Err(error());
     }
     Ok(kib / 1024)

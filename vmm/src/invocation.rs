@@ -62,6 +62,7 @@ pub fn describe_exit(exit: &GuestExit) -> String {
         }
         GuestExit::Stopped => "it was stopped".to_owned(),
         GuestExit::Failed(error) => error.to_string(),
+        GuestExit::DevicesFailed(reason) => format!("its devices could not go on: {reason}"),
         GuestExit::PagerFailed(error) => format!("its memory could not be served: {error}"),
     }
 }

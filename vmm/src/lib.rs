@@ -6,6 +6,8 @@
 //! [`reapvm_reap::MemoryRestoreMode`]. [`invocation`] calls a function in the guest and takes
 //! the marks of a cold start.
 
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
+
 pub mod arch;
 pub mod boot;
 pub mod clock;

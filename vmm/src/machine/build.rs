@@ -93,6 +93,9 @@ pub enum BuildError {
     EventFd(#[source] std::io::Error),
 }
 
+/// Hears of a pager that cannot go on, on the pager's thread.
+pub type PagerFailureHook = Box<dyn FnOnce(&PagerError) + Send>;
+
 /// How a machine is restored.
 pub struct RestoreOptions {
     /// How its memory comes back.
@@ -103,7 +106,7 @@ pub struct RestoreOptions {
     pub vsock_uds_path: Option<PathBuf>,
     /// Called on the pager's thread when it cannot go on. The machine has been told by then
     /// ([`GuestExit::PagerFailed`]); a launcher may end the process here.
-    pub on_pager_failure: Option<Box<dyn FnOnce(&PagerError) + Send>>,
+    pub on_pager_failure: Option<PagerFailureHook>,
 }
 
 impl RestoreOptions {
@@ -272,7 +275,10 @@ impl Parts {
             exits: Arc::new(move |reason| exits.end(reason)),
             first_run: Arc::clone(&first_run),
         };
-        let event_loop = EventLoop::start(std::mem::take(&mut devices.subscribers))?;
+        let event_loop = EventLoop::start(std::mem::take(&mut devices.subscribers), {
+            let exits = Arc::clone(&self.exits);
+            move |reason| exits.end(GuestExit::DevicesFailed(reason))
+        })?;
         let mut handles = Vec::with_capacity(vcpus.len());
         for (index, vcpu) in (0_u8..).zip(vcpus) {
             handles.push(VcpuHandle::spawn(vcpu, index, context.clone())?);

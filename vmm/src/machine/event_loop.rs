@@ -78,11 +78,15 @@ impl MutEventSubscriber for OnEvent {
 }
 
 impl EventLoop {
-    /// Starts the loop with its subscribers; no more can be added.
+    /// Starts the loop with its subscribers; no more can be added. `on_failure` is called on its
+    /// thread if it cannot go on: the machine must end then, as its devices are dead.
     ///
     /// # Errors
     /// [`EventLoopError`].
-    pub(super) fn start(subscribers: Vec<Subscriber>) -> Result<Self, EventLoopError> {
+    pub(super) fn start(
+        subscribers: Vec<Subscriber>,
+        on_failure: impl FnOnce(String) + Send + 'static,
+    ) -> Result<Self, EventLoopError> {
         let mut manager = EventManager::<Subscriber>::new().map_err(EventLoopError::Manager)?;
         let wake = EventFd::new(EFD_NONBLOCK).map_err(EventLoopError::Thread)?;
         let watched = wake.try_clone().map_err(EventLoopError::Thread)?;
@@ -103,8 +107,7 @@ impl EventLoop {
                         Err(event_manager::Error::Epoll(error)) if error.errno() == libc::EINTR => {
                         }
                         Err(error) => {
-                            tracing::error!(%error, "the event loop cannot go on");
-                            return;
+                            return on_failure(error.to_string());
                         }
                     }
                 }

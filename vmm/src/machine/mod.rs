@@ -28,7 +28,7 @@ use crate::config::{ConfigError, VmConfig};
 use crate::memory::{MemoryError, MemoryManager};
 use crate::vcpu::{FirstRun, GuestExit, VcpuError, VcpuHandle};
 
-pub use build::{BuildError, RestoreOptions, config_of, open_kvm};
+pub use build::{BuildError, PagerFailureHook, RestoreOptions, config_of, open_kvm};
 pub use console::{Console, ConsoleWatch};
 pub use device_set::DeviceError;
 pub use event_loop::EventLoopError;

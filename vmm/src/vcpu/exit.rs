@@ -17,6 +17,8 @@ pub enum GuestExit {
     Failed(VcpuRunError),
     /// The launcher was told to stop it.
     Stopped,
+    /// The event loop of the devices could not go on.
+    DevicesFailed(String),
     /// The pager could not serve a page.
     PagerFailed(PagerError),
 }

@@ -1,8 +1,8 @@
 //! What a vCPU's thread does.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError};
 
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use reapvm_devices::Bus;
@@ -70,19 +70,28 @@ pub(super) fn run(
     commands: &Receiver<Command>,
 ) -> VcpuFd {
     let mut running = false;
+    // While the guest runs, commands are looked at only after a kick (EINTR), and once before the
+    // guest is entered: the kick of a command that was sent right behind Resume came to nothing.
+    let mut look = false;
     loop {
-        // While the guest runs, commands are looked at only after a kick (EINTR).
-        let command = if running {
+        let command = if running && look {
+            look = false;
+            vcpu.set_kvm_immediate_exit(0);
+            // The sender queues its command and then sets the flag. As the flag is cleared before
+            // the queue is looked at, either the command is seen here or the flag is set anew.
+            fence(Ordering::SeqCst);
+            match commands.try_recv() {
+                Ok(command) => command,
+                // A signal of somebody else's.
+                Err(TryRecvError::Empty) => continue,
+                Err(TryRecvError::Disconnected) => return vcpu,
+            }
+        } else if running {
             match step(&mut vcpu, index, context) {
                 Step::Continue => continue,
                 Step::Kicked => {
-                    vcpu.set_kvm_immediate_exit(0);
-                    match commands.try_recv() {
-                        Ok(command) => command,
-                        // A signal of somebody else's.
-                        Err(std::sync::mpsc::TryRecvError::Empty) => continue,
-                        Err(std::sync::mpsc::TryRecvError::Disconnected) => return vcpu,
-                    }
+                    look = true;
+                    continue;
                 }
                 Step::Ended(reason) => {
                     running = false;
@@ -98,9 +107,8 @@ pub(super) fn run(
         };
         match command {
             Command::Resume => {
-                // A kick that came after the vCPU had already stopped by itself.
-                vcpu.set_kvm_immediate_exit(0);
                 running = true;
+                look = true;
                 context.first_run.mark();
             }
             Command::Pause(done) => {

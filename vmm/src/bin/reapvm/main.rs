@@ -1,4 +1,5 @@
 //! `reapvm`: runs virtual machines, saves them, and starts them cold.
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
 mod bench;
 mod cli;
