@@ -6,7 +6,8 @@
 //!
 //! - From the announcement until the message has been read and its sender has run again, every
 //!   COPY and ZEROPAGE returns EAGAIN. So on EAGAIN the messages are read first, and the fault is
-//!   tried again afterwards.
+//!   tried again afterwards. Linux promises no turn between two REMOVEs: a thread that drops page
+//!   after page without a pause can keep a fault waiting until it pauses.
 //! - A message read later may be the cause of a fault read earlier. So all messages that wait are
 //!   read before the first fault is served, and the removals among them take effect first.
 //! - The pages read as zero from then on, whatever the snapshot says. So they are remembered, and
@@ -38,12 +39,12 @@ const MAX_READS_IN_A_ROW: usize = 16;
 
 /// Attempts in a row, a fraction of a microsecond each, to get past a REMOVE that was read but
 /// whose sender has not run again. A sender that drops page after page leaves only the time
-/// between two of its system calls in which a page can be installed: whoever yields or sleeps
-/// there misses it again and again.
-const ATTEMPTS_IN_A_ROW: u32 = 500;
+/// between two of its system calls in which a page can be installed. Few enough that its next
+/// message is not left waiting, for nothing can be installed until that is read.
+const ATTEMPTS_IN_A_ROW: u32 = 64;
 
-/// Rounds of such attempts before the pager gives up its processor for longer than a yield: the
-/// sender may be waiting for one.
+/// Rounds of such attempts without a new message before the pager gives up its processor for
+/// longer than a yield: the sender may be waiting for one.
 const ROUNDS_BEFORE_SLEEP: u32 = 64;
 const RETRY_SLEEP: Duration = Duration::from_micros(50);
 
@@ -192,7 +193,7 @@ impl Server {
     }
 
     /// Reads all messages that wait: removals take effect, faults join the queue. Returns whether
-    /// there was any message, or a fault still waits.
+    /// there was any.
     fn read_messages(&mut self) -> Result<bool, ServeError> {
         let mut has_message = false;
         let mut failure = None;
@@ -229,7 +230,7 @@ impl Server {
                 break;
             }
         }
-        Ok(has_message || !self.waiting.is_empty())
+        Ok(has_message)
     }
 
     /// Serves the faults in the queue, oldest first, until none is left or the pager is stopped.
@@ -250,12 +251,17 @@ impl Server {
         Ok(())
     }
 
-    /// Reads the messages, so that the senders of REMOVEs go on, and gives them a processor.
+    /// Reads the messages, so that the senders of REMOVEs go on, and gives them a processor if
+    /// they seem to have none.
     fn let_removals_finish(&mut self, turned_down: &mut u32) -> Result<(), ServeError> {
-        self.read_messages()?;
+        if self.read_messages()? {
+            // The senders run. Whoever yields or sleeps now misses the time between this message
+            // of theirs and the next, again and again.
+            *turned_down = 1;
+            return Ok(());
+        }
         *turned_down = turned_down.saturating_add(1);
         match *turned_down {
-            // The senders have only just been told.
             1 => {}
             2..ROUNDS_BEFORE_SLEEP => thread::yield_now(),
             _ => thread::sleep(RETRY_SLEEP),

@@ -252,6 +252,11 @@ fn a_storm_of_removals_neither_stops_the_pager_nor_brings_old_contents_back() {
             while round < DROPPED || !is_over.load(Ordering::Relaxed) {
                 guest.drop_pages(round % DROPPED, 1);
                 round += 1;
+                // Batches, as a balloon gets them from its guest. Without any pause it would be
+                // chance whether the kernel ever lets a page in between.
+                if round % 16 == 0 {
+                    thread::sleep(Duration::from_micros(100));
+                }
             }
         })
     };
