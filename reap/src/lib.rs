@@ -39,6 +39,7 @@ mod phase;
 mod prefetch;
 mod recorder;
 mod region;
+mod regular_file;
 mod serve;
 mod source;
 mod stats;

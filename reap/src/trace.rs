@@ -26,7 +26,6 @@
 //! | 37 | 1 | phase: 0 restore, 1 connection, 2 request, 3 idle |
 //! | 38 | 2 | zero |
 
-use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -37,6 +36,7 @@ use serde::Serialize;
 
 use crate::PAGE_SIZE_BYTES;
 use crate::phase::Phase;
+use crate::regular_file;
 use crate::wire::{array_at, u32_at, u64_at};
 
 const MAGIC: [u8; 8] = *b"REAPVMTR";
@@ -193,8 +193,7 @@ pub fn read(path: &Path, id: &SnapshotId) -> Result<Vec<TraceRecord>, TraceError
         },
     };
     let longest = HEADER_BYTES as u64 + MAX_RECORDS * RECORD_BYTES as u64;
-    let file = File::open(path).map_err(unreadable)?;
-    let len_bytes = file.metadata().map_err(unreadable)?.len();
+    let (file, len_bytes) = regular_file::open(path).map_err(unreadable)?;
     if len_bytes > longest {
         return Err(TraceError::Corrupt {
             path: path.to_owned(),
@@ -427,10 +426,37 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_file_is_refused_without_reading_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("trace");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &pipe,
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::RUSR,
+            0,
+        )
+        .unwrap();
+        for path in [pipe, dir.path().to_owned(), PathBuf::from("/dev/zero")] {
+            let (sender, receiver) = std::sync::mpsc::channel();
+            // A pipe that is waited for would hang the test.
+            std::thread::spawn(move || sender.send(read(&path, &id(1))));
+            let error = receiver
+                .recv_timeout(std::time::Duration::from_secs(20))
+                .unwrap()
+                .unwrap_err();
+            assert!(matches!(error, TraceError::Read { .. }), "{error:?}");
+        }
+    }
+
+    #[test]
     fn a_sparse_giant_is_refused_without_reading_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("trace");
-        File::create(&path).unwrap().set_len(1 << 40).unwrap();
+        std::fs::File::create(&path)
+            .unwrap()
+            .set_len(1 << 40)
+            .unwrap();
         assert!(matches!(
             read(&path, &id(1)),
             Err(TraceError::Corrupt { .. })

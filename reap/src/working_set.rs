@@ -32,6 +32,7 @@ use reapvm_snapshot::{PAGE_SIZE, SnapshotId};
 
 use crate::PAGE_SIZE_BYTES;
 use crate::extents::{Extent, check_extents, merge_first_touch};
+use crate::regular_file;
 use crate::source::{Page, PageSource, PageSourceError};
 use crate::wire::{array_at, u32_at, u64_at};
 use crate::working_set_reader::WorkingSetReader;
@@ -343,8 +344,7 @@ impl WorkingSet {
         memory_bytes: u64,
     ) -> Result<Self, WorkingSetError> {
         let unreadable = |source| read_error(path, source);
-        let file = File::open(path).map_err(unreadable)?;
-        let len_bytes = file.metadata().map_err(unreadable)?.len();
+        let (file, len_bytes) = regular_file::open(path).map_err(unreadable)?;
         let mut header = vec![0; len_bytes.min(HEADER_BYTES as u64) as usize];
         file.read_exact_at(&mut header, 0).map_err(unreadable)?;
         let header = Header::decode(&header, len_bytes, id, memory_bytes)

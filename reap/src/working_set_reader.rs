@@ -1,15 +1,17 @@
 //! Reading a working set for a prefetch: once, whole, past the page cache.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use reapvm_snapshot::SnapshotId;
+use rustix::fs::{OFlags, fcntl_setfl};
 
 use crate::PAGE_SIZE_BYTES;
 use crate::page_buffer::PageBuffer;
+use crate::regular_file;
 use crate::working_set::{Defect, Header, WorkingSet, WorkingSetError, read_error};
 
 /// A working set that is opened, and perhaps read, for [`Pager::install`](crate::Pager::install).
@@ -51,15 +53,10 @@ impl WorkingSetReader {
         id: &SnapshotId,
         memory_bytes: u64,
     ) -> Result<Self, WorkingSetError> {
-        let file = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_DIRECT)
-            .open(path)
-            .map_err(|source| direct_io_error(path, source))?;
-        let len_bytes = file
-            .metadata()
-            .map_err(|source| read_error(path, source))?
-            .len();
+        let (file, len_bytes) =
+            regular_file::open(path).map_err(|source| read_error(path, source))?;
+        // Only now, so that what is no file at all is not mistaken for a lack of O_DIRECT.
+        fcntl_setfl(&file, OFlags::DIRECT).map_err(|errno| direct_io_error(path, errno.into()))?;
         let mut first_page = PageBuffer::new(PAGE_SIZE_BYTES)
             .map_err(|source| no_memory(path, PAGE_SIZE_BYTES, source))?;
         let read_bytes = read_whole(&file, first_page.as_mut_slice())

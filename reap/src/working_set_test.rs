@@ -195,6 +195,76 @@ fn an_empty_one_is_valid() {
     assert_eq!(verified.unwrap().page_count(), 0);
 }
 
+#[test]
+fn what_is_no_file_is_refused_without_waiting_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let pipe = dir.path().join("working-set");
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &pipe,
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RUSR,
+        0,
+    )
+    .unwrap();
+    for path in [pipe, dir.path().to_owned()] {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let reader = path.clone();
+        // A pipe that is waited for would hang the test.
+        std::thread::spawn(move || sender.send(Box::new(read_both(&reader))));
+        let (direct, verified) = *receiver
+            .recv_timeout(std::time::Duration::from_secs(20))
+            .unwrap();
+        for error in [direct.unwrap_err(), verified.unwrap_err()] {
+            assert!(matches!(error, WorkingSetError::Read { .. }), "{error:?}");
+        }
+    }
+}
+
+#[test]
+fn every_flipped_bit_before_the_pages_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("working-set");
+    let set = write_pages(&path, &[7, 8, 3]);
+    let whole = fs::read(&path).unwrap();
+    let decode = |bytes: &[u8]| {
+        let header = Header::decode(bytes, whole.len() as u64, &id(1), MEMORY_BYTES)?;
+        WorkingSet::decode_tables(&bytes[..header.data_offset as usize], &header)
+    };
+    assert_eq!(decode(&whole), Ok(set));
+    let mut bytes = whole.clone();
+    for at in 0..PAGE_SIZE {
+        for bit in 0..8 {
+            bytes[at] ^= 1 << bit;
+            assert!(decode(&bytes).is_err(), "bit {bit} of byte {at}");
+            bytes[at] ^= 1 << bit;
+        }
+    }
+}
+
+#[test]
+fn counts_of_any_size_are_refused_without_overflow() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("working-set");
+    write_pages(&path, &[7, 8, 3]);
+    let whole = fs::read(&path).unwrap();
+    let hostile = [0, 4, 1 << 32, 1 << 52, 1 << 60, u64::MAX - 4095, u64::MAX];
+    for memory_bytes in [0, PAGE_SIZE_BYTES, MEMORY_BYTES, u64::MAX] {
+        for extents in hostile {
+            for pages in hostile {
+                for offset in hostile {
+                    let mut bytes = whole.clone();
+                    bytes[32..40].copy_from_slice(&extents.to_le_bytes());
+                    bytes[40..48].copy_from_slice(&pages.to_le_bytes());
+                    bytes[48..56].copy_from_slice(&offset.to_le_bytes());
+                    let decoded = Header::decode(&bytes, whole.len() as u64, &id(1), memory_bytes);
+                    assert!(decoded.is_err(), "{extents} {pages} {offset}");
+                }
+            }
+        }
+    }
+}
+
 proptest! {
     // Every case writes and syncs a file.
     #![proptest_config(ProptestConfig::with_cases(32))]
