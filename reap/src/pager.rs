@@ -21,9 +21,10 @@ use crate::working_set_reader::WorkingSetReader;
 
 /// How long a pager looks for the next fault before it sleeps, unless it is told otherwise.
 ///
-/// Waking a sleeping thread costs several times what serving a page from the page cache does, and
-/// a guest that has just faulted will most often fault again soon. It is bounded, because on a
-/// machine with few processors a pager that spins takes one from a vCPU.
+/// The vCPU and the pager mostly run on two processors, and waking a sleeping one costs more than
+/// serving a page from the page cache does. A guest that has just faulted will most often fault
+/// again soon: most of its next faults come within this time, so that longer gains little more. It
+/// is bounded, because a pager that spins keeps a processor from other threads.
 pub const DEFAULT_SPIN: Duration = Duration::from_micros(50);
 
 /// No value that a clock can have: "not yet".

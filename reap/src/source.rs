@@ -207,6 +207,30 @@ mod tests {
     }
 
     #[test]
+    fn a_memory_file_that_shrinks_is_an_error_not_a_page_of_zeroes() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join("s");
+        let snapshot = write_snapshot(&dir);
+        let mut source = SnapshotPageSource::new(snapshot).unwrap();
+        let memory = OpenOptions::new()
+            .write(true)
+            .open(dir.join(MEMORY_FILE))
+            .unwrap();
+        // In the middle of the page at file offset 4096.
+        memory.set_len(PAGE_SIZE_BYTES + 100).unwrap();
+        let error = source.read_page(0).unwrap_err();
+        assert!(
+            matches!(
+                &error,
+                PageSourceError::Read { gpa: 0, file_offset: PAGE_SIZE_BYTES, source }
+                    if source.kind() == io::ErrorKind::UnexpectedEof
+            ),
+            "{error:?}"
+        );
+        assert!(matches!(source.read_page(0x10_0000), Ok(Page::Data(_))));
+    }
+
+    #[test]
     fn a_damaged_page_is_refused_with_its_guest_address() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().join("s");

@@ -24,7 +24,7 @@ use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 pub const PAGE: usize = 4096;
 
 /// Longer than any of these tests can take, shorter than anybody waits.
-const WATCHDOG: Duration = Duration::from_secs(60);
+const WATCHDOG: Duration = Duration::from_secs(240);
 
 /// Runs `work` on a thread of its own and fails the test if it does not end, instead of hanging.
 pub fn within_time<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
