@@ -63,8 +63,21 @@ pub fn describe_exit(exit: &GuestExit) -> String {
         GuestExit::Stopped => "it was stopped".to_owned(),
         GuestExit::Failed(error) => error.to_string(),
         GuestExit::DevicesFailed(reason) => format!("its devices could not go on: {reason}"),
-        GuestExit::PagerFailed(error) => format!("its memory could not be served: {error}"),
+        GuestExit::PagerFailed(error) => {
+            format!("its memory could not be served: {}", with_causes(error))
+        }
     }
+}
+
+/// An error and its causes, for where an error becomes text.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
 }
 
 /// When the steps of a call were done, on the monotonic clock.
