@@ -58,10 +58,20 @@ pub(crate) struct Run {
     #[command(flatten)]
     pub(crate) guest: Guest,
     /// Initial RAM disk
-    #[arg(long, value_name = "FILE", requires = "kernel")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "kernel",
+        conflicts_with = "function"
+    )]
     pub(crate) initrd: Option<PathBuf>,
     /// Kernel command line; devices are announced behind it [default: console=ttyS0]
-    #[arg(long, value_name = "TEXT", requires = "kernel")]
+    #[arg(
+        long,
+        value_name = "TEXT",
+        requires = "kernel",
+        conflicts_with = "function"
+    )]
     pub(crate) cmdline: Option<String>,
     /// Guest memory, such as 256M or 1G [default: 256M, or what the function needs]
     #[arg(long, value_name = "SIZE", value_parser = reapvm::config::parse_memory_mib)]
