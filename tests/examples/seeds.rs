@@ -1,0 +1,103 @@
+//! Writes the first file of each fuzz target's corpus, `seed`, from what the program itself writes.
+//!
+//! `cargo run -p reapvm-tests --example seeds`, after a format has changed.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use reapvm_reap::{
+    Access, Page, PageSource, PageSourceError, Phase, TraceRecord, WorkingSet, trace,
+};
+use reapvm_snapshot::{SnapshotId, StateFile};
+use reapvm_tests::{fuzzed, scratch, snapshots};
+
+/// Pages that tell where they were.
+struct Numbered([u8; 4096]);
+
+impl PageSource for Numbered {
+    fn read_page(&mut self, gpa: u64) -> Result<Page<'_>, PageSourceError> {
+        self.0[..8].copy_from_slice(&gpa.to_le_bytes());
+        Ok(Page::Data(&self.0))
+    }
+}
+
+fn seed_of(target: &str) -> PathBuf {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("fuzz/corpus")
+        .join(target);
+    fs::create_dir_all(&dir).unwrap();
+    dir.join("seed")
+}
+
+/// A guest's boot of its device, then one of each of its actions, twice.
+fn device_script() -> Vec<u8> {
+    let mut script = vec![0, 0, 0, 0, 0];
+    for action in (1..12).chain(0..12) {
+        script.push(action);
+        script.extend([1, 3, 0, 1, 0, 0, 0, 0, 2]);
+    }
+    script
+}
+
+/// The memory index of the seed's id for eight pages, the first and the last with data.
+fn memory_index(id: &SnapshotId) -> Vec<u8> {
+    let mut head = b"RVMINDEX".to_vec();
+    head.extend(1_u32.to_le_bytes());
+    head.extend(4096_u32.to_le_bytes());
+    head.extend(id.as_bytes());
+    head.extend(8_u64.to_le_bytes());
+    let mut tail = vec![0b1000_0001];
+    let zero = reapvm_snapshot::checksum::crc32c(&[0; 4096]);
+    for page in 0..8_u32 {
+        let data = page == 0 || page == 7;
+        tail.extend(if data { page } else { zero }.to_le_bytes());
+    }
+    let crc32c = reapvm_snapshot::checksum::crc32c(&[head.clone(), tail.clone()].concat());
+    head.extend(crc32c.to_le_bytes());
+    head.extend(tail);
+    head
+}
+
+fn main() {
+    let id = SnapshotId::from_bytes(fuzzed::SEED_ID);
+    for target in ["rng", "vsock"] {
+        fs::write(seed_of(target), device_script()).unwrap();
+    }
+    // A machine's own state would be long: a few sections of each shape are as good.
+    let mut state = StateFile::new();
+    state.push("vcpu", 1, &(1_u64, [7_u8; 20], "text")).unwrap();
+    state.push("vcpu", 1, &(2_u64, [8_u8; 20], "text")).unwrap();
+    state.push("vsock", 3, &Some(vec![1_u32, 2, 3])).unwrap();
+    fs::write(seed_of("state_file"), state.encode().unwrap()).unwrap();
+    fs::write(seed_of("memory_index"), memory_index(&id)).unwrap();
+    let pages = [0x5000, 0x6000, 0x1000, 0x10_0000];
+    WorkingSet::write(
+        &seed_of("working_set"),
+        &id,
+        &pages,
+        &mut Numbered([0x5a; 4096]),
+    )
+    .unwrap();
+    let records: Vec<TraceRecord> = (0..)
+        .zip(pages)
+        .map(|(sequence, gpa)| TraceRecord {
+            sequence,
+            ns_since_resume: sequence as i64 * 1000 - 500,
+            gpa,
+            access: if gpa == 0x6000 {
+                Access::Write
+            } else {
+                Access::Read
+            },
+            thread_id: 42,
+            phase: Phase::Request,
+            service_ns: 2500,
+        })
+        .collect();
+    trace::write(&seed_of("trace"), &id, &records).unwrap();
+    let scratch = scratch::dir();
+    let dir = scratch.path().join("snap");
+    snapshots::create("helloworld", &dir, &[]);
+    fs::copy(dir.join("manifest.json"), seed_of("manifest")).unwrap();
+}

@@ -1,0 +1,284 @@
+//! A restored machine answers as the one that was saved, whichever way its memory comes back.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::path::Path;
+use std::thread;
+
+use reapvm::config::VmConfig;
+use reapvm::function_vm::{self, FunctionVm};
+use reapvm::machine::{Lifecycle, Machine, MachineError, RestoreOptions, SaveError};
+use reapvm_reap::MemoryRestoreMode;
+use reapvm_tests::launcher;
+use reapvm_tests::scratch;
+use reapvm_tests::snapshots::{self, TIMEOUT, call, input};
+use reapvm_tests::watchdog::guarded;
+use serde_json::Value;
+
+/// A cold start by the program, with its report.
+fn invoke(dir: &Path, mode: MemoryRestoreMode, seed: u64) -> Value {
+    let mut command = launcher::command(["invoke", "--json", "--memory", mode.as_str()]);
+    command.arg(dir).arg("--input").arg(input(seed).to_string());
+    let report = launcher::finish(launcher::start(&mut command)).json();
+    assert_eq!(report["mode"], mode.as_str());
+    report
+}
+
+fn count(report: &Value, name: &str) -> u64 {
+    report["faults"][name].as_u64().unwrap()
+}
+
+/// What tells that the mode that was asked for is the one that ran.
+fn check_that_it_ran(mode: MemoryRestoreMode, report: &Value) {
+    let uffd = count(report, "uffd");
+    let prefetched = count(report, "prefetched_pages");
+    match mode {
+        MemoryRestoreMode::Copy | MemoryRestoreMode::File => {
+            assert_eq!((uffd, prefetched), (0, 0), "{report}");
+            assert!(report["working_set_pages"].is_null(), "{report}");
+        }
+        MemoryRestoreMode::OnDemand => {
+            assert!(uffd > 50 && prefetched == 0, "{report}");
+            assert!(report["working_set_pages"].is_null(), "{report}");
+        }
+        MemoryRestoreMode::Record => {
+            assert!(uffd > 50 && prefetched == 0, "{report}");
+            let recorded = report["working_set_pages"].as_u64().unwrap();
+            assert!(recorded > 50 && recorded <= uffd, "{report}");
+        }
+        MemoryRestoreMode::Prefetch => {
+            assert!(prefetched > 50, "{report}");
+            assert_eq!(report["working_set_pages"], prefetched, "{report}");
+            assert_eq!(uffd, count(report, "missed_pages"), "{report}");
+            assert!(report["install_ms"]["bytes_read"].as_u64().unwrap() >= prefetched * 4096);
+        }
+    }
+}
+
+/// All modes give the responses of the machine that was never interrupted, and a prefetch with an
+/// input that was not recorded misses few pages.
+fn every_mode_answers_alike(function: &'static str) {
+    guarded(move || {
+        let scratch = scratch::dir();
+        let dir = scratch.path().join("snap");
+        let seeds = [11, 12];
+        let expected = snapshots::create(function, &dir, &seeds);
+        assert_ne!(expected[0], expected[1], "the inputs must tell");
+        for mode in MemoryRestoreMode::ALL {
+            let reports: Vec<Value> = seeds.iter().map(|&seed| invoke(&dir, mode, seed)).collect();
+            for (report, expected) in reports.iter().zip(&expected) {
+                assert_eq!(&report["response"], expected, "{mode}");
+                assert_eq!(report["function"], function);
+                check_that_it_ran(mode, report);
+            }
+        }
+        // Recorded with the second input, so the first one is new to the working set.
+        let report = invoke(&dir, MemoryRestoreMode::Prefetch, seeds[0]);
+        let recorded = report["working_set_pages"].as_u64().unwrap();
+        let missed = count(&report, "missed_pages");
+        assert!(
+            missed * 100 < recorded * 3,
+            "{missed} missed of {recorded} recorded"
+        );
+    });
+}
+
+#[test]
+fn helloworld_in_every_mode() {
+    every_mode_answers_alike("helloworld");
+}
+
+#[test]
+fn json_serdes_in_every_mode() {
+    every_mode_answers_alike("json_serdes");
+}
+
+#[test]
+fn lr_serving_in_every_mode() {
+    every_mode_answers_alike("lr_serving");
+}
+
+#[test]
+fn image_rotate_in_every_mode() {
+    every_mode_answers_alike("image_rotate");
+}
+
+#[test]
+fn one_snapshot_is_restored_by_several_machines_at_once() {
+    guarded(|| {
+        let scratch = scratch::dir();
+        let dir = scratch.path().join("snap");
+        let expected = snapshots::create("helloworld", &dir, &[1]).remove(0);
+        invoke(&dir, MemoryRestoreMode::Record, 1);
+        // All are alive until the last has answered, in one process and with all modes mixed.
+        let machines: Vec<Machine> = [
+            MemoryRestoreMode::OnDemand,
+            MemoryRestoreMode::OnDemand,
+            MemoryRestoreMode::File,
+            MemoryRestoreMode::File,
+            MemoryRestoreMode::Prefetch,
+            MemoryRestoreMode::Copy,
+        ]
+        .map(|mode| snapshots::restore(&dir, mode))
+        .into();
+        thread::scope(|scope| {
+            let running: Vec<_> = machines
+                .into_iter()
+                .map(|machine| {
+                    let expected = &expected;
+                    scope.spawn(move || {
+                        assert_eq!(&call(&machine, 1), expected);
+                        // It goes on after the first response.
+                        call(&machine, 2);
+                        assert_eq!(&call(&machine, 1), expected);
+                        machine
+                    })
+                })
+                .collect();
+            // Dropped only now.
+            for machine in running {
+                drop(machine.join().unwrap());
+            }
+        });
+        launcher::run(["snapshot", "verify", dir.to_str().unwrap()]).success();
+    });
+}
+
+#[test]
+fn a_restored_machine_can_be_saved_and_restored_again() {
+    guarded(|| {
+        let scratch = scratch::dir();
+        let first = scratch.path().join("first");
+        let expected = snapshots::create("json_serdes", &first, &[5, 6]);
+        for mode in [MemoryRestoreMode::OnDemand, MemoryRestoreMode::File] {
+            let second = scratch.path().join(format!("second-{mode}"));
+            let mut machine = snapshots::restore(&first, mode);
+            assert_eq!(call(&machine, 5), expected[0]);
+            wait_until_settled(&machine);
+            machine.pause().unwrap();
+            // Most pages have never been touched by it: saving has to fetch them.
+            machine.save(&second).unwrap();
+            machine.resume().unwrap();
+            assert_eq!(call(&machine, 6), expected[1], "it goes on after the save");
+            drop(machine);
+            launcher::run(["snapshot", "verify", second.to_str().unwrap()]).success();
+            for mode in [MemoryRestoreMode::OnDemand, MemoryRestoreMode::Copy] {
+                let again = snapshots::restore(&second, mode);
+                assert_eq!(call(&again, 5), expected[0]);
+                assert_eq!(call(&again, 6), expected[1]);
+            }
+        }
+    });
+}
+
+fn wait_until_settled(machine: &Machine) {
+    let vsock = machine.vsock().unwrap();
+    let deadline = std::time::Instant::now() + TIMEOUT;
+    while vsock.connection_count() > 0 {
+        assert!(std::time::Instant::now() < deadline);
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn a_machine_of_two_vcpus_with_an_rng_device_is_restored() {
+    guarded(|| {
+        let scratch = scratch::dir();
+        let dir = scratch.path().join("snap");
+        let mut config = VmConfig::for_function("helloworld").unwrap();
+        config.machine_config.vcpu_count = 2;
+        config.rng = true;
+        let mut vm = FunctionVm::boot(config, TIMEOUT).unwrap();
+        vm.invoke(&input(0), TIMEOUT).unwrap();
+        vm.save(&dir).unwrap();
+        vm.machine.resume().unwrap();
+        let expected = vm.invoke(&input(1), TIMEOUT).unwrap();
+        for mode in [
+            MemoryRestoreMode::Copy,
+            MemoryRestoreMode::File,
+            MemoryRestoreMode::OnDemand,
+        ] {
+            let machine = snapshots::restore(&dir, mode);
+            assert_eq!(machine.config().machine_config.vcpu_count, 2);
+            assert_eq!(call(&machine, 1), expected, "{mode}");
+        }
+    });
+}
+
+#[test]
+fn a_restored_machine_listens_on_a_socket_of_its_own() {
+    guarded(|| {
+        let scratch = scratch::dir();
+        let dir = snapshots::shared("helloworld");
+        let paths = [scratch.path().join("a.sock"), scratch.path().join("b.sock")];
+        let machines: Vec<Machine> = paths
+            .iter()
+            .map(|path| {
+                let mut options = RestoreOptions::new(MemoryRestoreMode::OnDemand);
+                options.vsock_uds_path = Some(path.clone());
+                let mut machine = Machine::restore(&snapshots::open(&dir), options).unwrap();
+                machine.resume().unwrap();
+                machine
+            })
+            .collect();
+        let [a, b] = paths.each_ref().map(|path| {
+            let mut client = reapvm_tests::socket::Client::connected(path, 5000);
+            client.call(&input(9))
+        });
+        assert_eq!(a, b);
+        assert_eq!(a["ok"], true);
+        drop(machines);
+        assert!(paths.iter().all(|path| !path.exists()));
+    });
+}
+
+#[test]
+fn transitions_that_do_not_exist_are_errors_and_change_nothing() {
+    guarded(|| {
+        let scratch = scratch::dir();
+        let source = snapshots::shared("helloworld");
+        let dir = scratch.path().join("snap");
+        let mut machine = Machine::restore(
+            &snapshots::open(&source),
+            RestoreOptions::new(MemoryRestoreMode::OnDemand),
+        )
+        .unwrap();
+        let refused = |error: MachineError| {
+            assert!(matches!(error, MachineError::Transition { .. }), "{error}");
+        };
+        assert_eq!(machine.state(), Lifecycle::Paused);
+        refused(machine.pause().unwrap_err());
+        machine.resume().unwrap();
+        refused(machine.resume().unwrap_err());
+        match machine.save(&dir).unwrap_err() {
+            SaveError::Machine(error) => refused(error),
+            other => panic!("{other}"),
+        }
+        assert!(scratch::names_in(scratch.path()).is_empty());
+        machine.pause().unwrap();
+        refused(machine.pause().unwrap_err());
+        machine.save(&dir).unwrap();
+        // Twice over itself: the second replaces the first.
+        machine.save(&dir).unwrap();
+        assert_eq!(scratch::names_in(scratch.path()), ["snap"]);
+        machine.resume().unwrap();
+        call(&machine, 1);
+    });
+}
+
+#[test]
+fn a_new_snapshot_replaces_an_old_one_with_its_working_set() {
+    guarded(|| {
+        let scratch = scratch::dir();
+        let dir = scratch.path().join("snap");
+        snapshots::copy(&snapshots::shared("helloworld"), &dir);
+        invoke(&dir, MemoryRestoreMode::Record, 1);
+        let before = snapshots::open(&dir).id();
+        let config = VmConfig::for_function("helloworld").unwrap();
+        function_vm::create_snapshot(config, &input(0), &dir, TIMEOUT).unwrap();
+        let snapshot = snapshots::open(&dir);
+        assert_ne!(snapshot.id(), before);
+        assert!(!snapshot.working_set_path().exists());
+        assert_eq!(scratch::names_in(scratch.path()), ["snap"]);
+        invoke(&dir, MemoryRestoreMode::Copy, 1);
+    });
+}
