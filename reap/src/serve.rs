@@ -151,7 +151,8 @@ impl Server {
     fn serve_until_stopped(&mut self) -> Result<(), ServeError> {
         let mut last_message = Instant::now();
         while !self.is_stopping() {
-            if self.read_messages()? {
+            // An install may have read faults before this thread was there to serve them.
+            if self.read_messages()? || !self.waiting.is_empty() {
                 self.serve_waiting()?;
                 last_message = Instant::now();
             } else if last_message.elapsed() < self.spin {

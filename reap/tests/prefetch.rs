@@ -256,6 +256,37 @@ fn pages_that_were_dropped_before_the_install_stay_zero() {
 }
 
 #[test]
+fn a_fault_that_came_before_the_install_is_served_after_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("working-set");
+    write_set(&path, &(0..64).collect::<Vec<_>>());
+    let memory = GuestMemory::new(PAGES);
+    let mut pager = new_pager(&memory);
+    // One page is in the set, one is not. The removal makes the install read the messages, those
+    // of the faults among them.
+    let touchers: Vec<_> = [5, 101]
+        .map(|page| {
+            let guest = Arc::clone(&memory);
+            thread::spawn(move || guest.read_byte(page, 3))
+        })
+        .into();
+    let guest = Arc::clone(&memory);
+    let dropper = thread::spawn(move || guest.drop_pages(200, 1));
+    thread::sleep(Duration::from_millis(20));
+    pager.install(&mut open(&path)).unwrap();
+    pager.start().unwrap();
+    let bytes = within_time(move || {
+        dropper.join().unwrap();
+        touchers
+            .into_iter()
+            .map(|toucher| toucher.join().unwrap())
+            .collect::<Vec<_>>()
+    });
+    let expected = [5, 101].map(|page| expected_page(page * PAGE as u64)[3]);
+    assert_eq!(bytes, expected);
+}
+
+#[test]
 fn pages_known_to_be_dropped_are_not_asked_of_the_source() {
     let memory = GuestMemory::new(8);
     let source = TestSource::new();
