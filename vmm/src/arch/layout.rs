@@ -52,22 +52,8 @@ pub const MMIO_HOLE_END: u64 = 0x1_0000_0000;
 
 /// First virtio-mmio window.
 pub const VIRTIO_MMIO_BASE: u64 = MMIO_HOLE_START;
-/// Size of a virtio-mmio window, in bytes.
-pub const VIRTIO_MMIO_SIZE_BYTES: u64 = 0x1000;
-/// Offset of `QueueNotify` in a window (virtio 1.2, section 4.2.2).
-pub const VIRTIO_MMIO_QUEUE_NOTIFY: u64 = 0x50;
 /// Interrupt line of the first virtio-mmio device; the n-th has this plus n.
 pub const VIRTIO_MMIO_FIRST_GSI: u32 = 5;
-/// Lines 5 to 15, of which the PIT and the legacy devices use none.
-pub const VIRTIO_MMIO_MAX_DEVICES: u32 = 11;
-
-/// Port and interrupt line of the first serial port.
-pub const SERIAL_PORT: u64 = 0x3f8;
-/// See [`SERIAL_PORT`].
-pub const SERIAL_GSI: u32 = 4;
-/// Data port of the i8042 keyboard controller.
-pub const I8042_PORT: u64 = 0x60;
-
 /// IOAPIC address.
 pub const IOAPIC_BASE: u32 = 0xfec0_0000;
 /// LAPIC address.

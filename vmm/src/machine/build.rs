@@ -1,7 +1,6 @@
 //! Making a machine: from its configuration, or from a snapshot.
 
 use std::fs::File;
-use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -413,14 +412,6 @@ fn set_entry(memory: &MemoryManager, vcpu: &VcpuFd, entry: EntryPoint) -> Result
         EntryMode::Protected => regs.rbx = layout::PVH_START_INFO.0,
     }
     vcpu.set_regs(&regs).map_err(kvm("KVM_SET_REGS"))
-}
-
-/// For `AsFd` of the exit event in one place.
-impl AsFd for Machine {
-    /// Readable once the guest has ended.
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.exits.as_fd()
-    }
 }
 
 #[cfg(test)]

@@ -5,14 +5,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_ioctls::{IoEventAddress, VmFd};
 use reapvm_devices::bus::BusInsertError;
-use reapvm_devices::legacy::i8042::I8042Device;
-use reapvm_devices::legacy::serial::{SerialDevice, SerialDeviceState, SerialError};
+use reapvm_devices::legacy::i8042::{I8042_BASE_PORT, I8042_PORT_COUNT, I8042Device};
+use reapvm_devices::legacy::serial::{
+    SERIAL_BASE_PORT, SERIAL_GSI, SERIAL_PORT_COUNT, SerialDevice, SerialDeviceState, SerialError,
+};
 use reapvm_devices::virtio::VirtioDevice;
-use reapvm_devices::virtio::mmio::{MmioTransport, MmioTransportState, TransportError};
+use reapvm_devices::virtio::mmio::{
+    MMIO_DEVICE_SIZE_BYTES, MmioTransport, MmioTransportState, NOTIFY_OFFSET, TransportError,
+};
 use reapvm_devices::virtio::rng::Rng;
 use reapvm_devices::virtio::vsock::{Vsock, VsockConfig, VsockError, VsockHandle};
 use reapvm_devices::{Bus, GuestMemory, announce};
-use reapvm_snapshot::{StateError, StateFile};
+use reapvm_snapshot::{Persist, StateError, StateFile};
 use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -20,11 +24,6 @@ use super::console::{Console, ConsoleInput};
 use super::event_loop::{OnEvent, Subscriber};
 use crate::arch::layout;
 use crate::config::VmConfig;
-
-const SERIAL_KIND: &str = "serial";
-const SERIAL_VERSION: u32 = 1;
-const TRANSPORT_KIND: &str = "virtio-mmio";
-const TRANSPORT_VERSION: u32 = 1;
 
 /// Devices cannot be made, saved or restored.
 #[derive(Debug, Error)]
@@ -83,7 +82,7 @@ fn virtio_count(config: &VmConfig) -> u32 {
 }
 
 fn window(index: u32) -> (u64, u32) {
-    let base = layout::VIRTIO_MMIO_BASE + u64::from(index) * layout::VIRTIO_MMIO_SIZE_BYTES;
+    let base = layout::VIRTIO_MMIO_BASE + u64::from(index) * MMIO_DEVICE_SIZE_BYTES;
     (base, layout::VIRTIO_MMIO_FIRST_GSI + index)
 }
 
@@ -92,7 +91,7 @@ pub(super) fn announcements(config: &VmConfig) -> Vec<String> {
     (0..virtio_count(config))
         .map(|index| {
             let (base, gsi) = window(index);
-            announce::virtio_mmio_parameter(base, layout::VIRTIO_MMIO_SIZE_BYTES, gsi)
+            announce::virtio_mmio_parameter(base, MMIO_DEVICE_SIZE_BYTES, gsi)
         })
         .collect()
 }
@@ -113,16 +112,21 @@ impl DeviceSet {
         let mut subscribers: Vec<Subscriber> = Vec::new();
 
         let serial_irq = eventfd()?;
-        register_irq(vm, &serial_irq, layout::SERIAL_GSI)?;
+        register_irq(vm, &serial_irq, SERIAL_GSI)?;
         let serial = match saved {
             None => SerialDevice::new(serial_irq, console.output)?,
             Some(saved) => {
-                let state: SerialDeviceState = saved.get(SERIAL_KIND, SERIAL_VERSION)?;
+                let state: SerialDeviceState =
+                    saved.get(SerialDevice::KIND, SerialDevice::VERSION)?;
                 SerialDevice::restore(serial_irq, console.output, &state)?
             }
         };
         let serial = Arc::new(Mutex::new(serial));
-        pio.insert(layout::SERIAL_PORT, 8, Arc::clone(&serial) as _)?;
+        pio.insert(
+            SERIAL_BASE_PORT,
+            SERIAL_PORT_COUNT,
+            Arc::clone(&serial) as _,
+        )?;
         if let Some(input) = console.input {
             let fifo_empty = lock(&serial)
                 .in_buffer_empty_evt()
@@ -135,8 +139,8 @@ impl DeviceSet {
         let reset_seen = reset.try_clone().map_err(DeviceError::EventFd)?;
         subscribers.push(Arc::new(Mutex::new(OnEvent::new(reset_seen, on_reset))));
         pio.insert(
-            layout::I8042_PORT,
-            5,
+            I8042_BASE_PORT,
+            I8042_PORT_COUNT,
             Arc::new(Mutex::new(I8042Device::new(reset))),
         )?;
 
@@ -161,14 +165,17 @@ impl DeviceSet {
             let transport = match saved {
                 None => MmioTransport::new(memory.clone(), device, irq)?,
                 Some(saved) => {
-                    let state: MmioTransportState =
-                        saved.get_instance(TRANSPORT_KIND, index as usize, TRANSPORT_VERSION)?;
+                    let state: MmioTransportState = saved.get_instance(
+                        MmioTransport::KIND,
+                        index as usize,
+                        MmioTransport::VERSION,
+                    )?;
                     MmioTransport::restore(memory.clone(), device, irq, &state)?
                 }
             };
             for queue in 0..transport.queue_count() {
                 if let Some(event) = transport.queue_event_fd(queue) {
-                    let address = IoEventAddress::Mmio(base + layout::VIRTIO_MMIO_QUEUE_NOTIFY);
+                    let address = IoEventAddress::Mmio(base + NOTIFY_OFFSET);
                     vm.register_ioevent(event, &address, queue as u32)
                         .map_err(|source| DeviceError::Kvm {
                             what: "queue notification",
@@ -177,11 +184,7 @@ impl DeviceSet {
                 }
             }
             let transport = Arc::new(Mutex::new(transport));
-            mmio.insert(
-                base,
-                layout::VIRTIO_MMIO_SIZE_BYTES,
-                Arc::clone(&transport) as _,
-            )?;
+            mmio.insert(base, MMIO_DEVICE_SIZE_BYTES, Arc::clone(&transport) as _)?;
             subscribers.push(Arc::clone(&transport) as _);
             transports.push(transport);
         }
@@ -199,11 +202,15 @@ impl DeviceSet {
     /// none writes into guest memory while that is being saved.
     pub(super) fn save(&self, file: &mut StateFile) -> Result<Quiesced<'_>, DeviceError> {
         let serial = lock(&self.serial);
-        file.push(SERIAL_KIND, SERIAL_VERSION, &serial.save())?;
+        file.push(SerialDevice::KIND, SerialDevice::VERSION, &serial.save())?;
         let mut transports = Vec::with_capacity(self.transports.len());
         for transport in &self.transports {
             let transport = lock(transport);
-            file.push(TRANSPORT_KIND, TRANSPORT_VERSION, &transport.save()?)?;
+            file.push(
+                MmioTransport::KIND,
+                MmioTransport::VERSION,
+                &transport.save()?,
+            )?;
             transports.push(transport);
         }
         Ok(Quiesced {

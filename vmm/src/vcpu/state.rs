@@ -99,7 +99,9 @@ pub(super) fn save(
     let mut xsave = Xsave::new(extra)
         .map_err(|_| failed("KVM_GET_XSAVE2")(kvm_ioctls::Error::new(libc::ENOMEM)))?;
     if extra == 0 {
-        xsave.as_mut_fam_struct_fields_xsave(vcpu.get_xsave().map_err(failed("KVM_GET_XSAVE"))?);
+        let fixed = vcpu.get_xsave().map_err(failed("KVM_GET_XSAVE"))?;
+        // SAFETY: only the fixed part is replaced; the length of the flexible array stays.
+        unsafe { xsave.as_mut_fam_struct() }.xsave = fixed;
     } else {
         // SAFETY: `xsave` was made with the entries that KVM_CAP_XSAVE2 asks for on this VM, and
         // reapvm enables no further dynamic feature by arch_prctl after that.
@@ -200,17 +202,6 @@ pub fn restore(
 fn differs_beyond_tolerance(host_khz: u32, saved_khz: u32) -> bool {
     let tolerance = u64::from(saved_khz) * 250 / 1_000_000;
     u64::from(host_khz.abs_diff(saved_khz)) > tolerance
-}
-
-trait SetXsave {
-    fn as_mut_fam_struct_fields_xsave(&mut self, xsave: kvm_xsave);
-}
-
-impl SetXsave for Xsave {
-    fn as_mut_fam_struct_fields_xsave(&mut self, xsave: kvm_xsave) {
-        // SAFETY: only the fixed part is replaced; the length of the flexible array stays.
-        unsafe { self.as_mut_fam_struct() }.xsave = xsave;
-    }
 }
 
 #[cfg(test)]
