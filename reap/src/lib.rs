@@ -12,7 +12,7 @@
 //! | [`PageSource`] | where the pages come from: [`SnapshotPageSource`] for a snapshot on disk |
 //! | [`Recording`] | the first touch of each page, in order |
 //! | [`WorkingSet`] | the file of the recorded pages, packed in the order of their installation |
-//! | [`WorkingSetReader`] | reads that file in one go, for [`Pager::install`] |
+//! | [`WorkingSetReader`] | reads that file past the page cache, for [`Pager::install`] |
 //! | [`trace`] | the recorded faults as a file |
 //!
 //! This crate knows neither KVM nor devices: memory is a list of [`MemoryRegion`]s.
@@ -34,6 +34,7 @@ mod extents;
 mod mode;
 mod page_bitmap;
 mod page_buffer;
+mod paged_memory;
 mod pager;
 mod phase;
 mod prefetch;
@@ -53,7 +54,7 @@ pub use extents::{Extent, merge_first_touch};
 pub use mode::{MemoryRestoreMode, ParseMemoryRestoreModeError};
 pub use pager::{DEFAULT_SPIN, Pager, PagerConfig, PagerError};
 pub use phase::{Phase, PhaseCell};
-pub use prefetch::{InstallError, InstallReport};
+pub use prefetch::{InstallError, InstallMethod, InstallReport};
 pub use recorder::Recording;
 pub use region::{MemoryRegion, RegionError};
 pub use serve::ServeError;

@@ -8,12 +8,15 @@ use std::slice;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
 /// Below this size a buffer cannot hold a huge page.
-const HUGE_PAGE_BYTES: usize = 2 << 20;
+pub(crate) const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// Page-aligned zeroed memory: an anonymous mapping of its own, because a large allocation of the
 /// heap would stay with the process, and count as the hypervisor's memory, after it is freed.
 #[derive(Debug)]
 pub(crate) struct PageBuffer {
+    /// The mapping, which may be longer than the buffer.
+    mapping: NonNull<c_void>,
+    mapping_bytes: usize,
     start: NonNull<c_void>,
     len_bytes: usize,
 }
@@ -32,25 +35,38 @@ impl PageBuffer {
             // A slice cannot be longer.
             .filter(|&len_bytes| len_bytes <= isize::MAX as usize)
             .ok_or(io::ErrorKind::OutOfMemory)?;
+        let is_huge = len_bytes >= HUGE_PAGE_BYTES;
+        // Not every kernel puts a mapping where a huge page can begin.
+        let spare_bytes = if is_huge { HUGE_PAGE_BYTES } else { 0 };
+        let mapping_bytes = len_bytes
+            .checked_add(spare_bytes)
+            .ok_or(io::ErrorKind::OutOfMemory)?;
         // Not populated: the read brings each page in while the disk works on the ones before,
         // which takes about half the time of doing the one after the other.
         // SAFETY: the address is the kernel's choice, so the new mapping replaces nothing.
-        let start = unsafe {
+        let mapping = unsafe {
             mmap_anonymous(
                 ptr::null_mut(),
-                len_bytes,
+                mapping_bytes,
                 ProtFlags::READ | ProtFlags::WRITE,
                 MapFlags::PRIVATE,
             )
         }?;
+        let to_boundary = (mapping as usize).next_multiple_of(HUGE_PAGE_BYTES) - mapping as usize;
+        let skipped_bytes = if is_huge { to_boundary } else { 0 };
+        // SAFETY: a boundary is less than `spare_bytes` away, so this stays within the mapping,
+        // with `len_bytes` after it.
+        let start = unsafe { mapping.byte_add(skipped_bytes) };
         let buffer = Self {
+            mapping: NonNull::new(mapping).ok_or(io::ErrorKind::OutOfMemory)?,
+            mapping_bytes,
             start: NonNull::new(start).ok_or(io::ErrorKind::OutOfMemory)?,
             len_bytes,
         };
-        if len_bytes >= HUGE_PAGE_BYTES {
+        if is_huge {
             // Huge pages make the read's requests larger and spare a fault for each 4 KiB. A
             // kernel without them refuses the advice, and the buffer works as well without.
-            // SAFETY: advice about huge pages changes no contents; the range is the mapping.
+            // SAFETY: advice about huge pages changes no contents; the range is in the mapping.
             let _ = unsafe {
                 madvise(
                     buffer.start.as_ptr(),
@@ -78,6 +94,6 @@ impl Drop for PageBuffer {
     fn drop(&mut self) {
         // SAFETY: this is the whole mapping that `new` made, and no reference outlives `self`.
         // It can only fail for arguments that are none of a mapping, which these are.
-        let _ = unsafe { munmap(self.start.as_ptr(), self.len_bytes) };
+        let _ = unsafe { munmap(self.mapping.as_ptr(), self.mapping_bytes) };
     }
 }

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use crate::paged_memory::PagedMemory;
 use crate::phase::PhaseCell;
-use crate::prefetch::{self, InstallError, InstallReport};
+use crate::prefetch::{self, InstallError, InstallMethod, InstallReport};
 use crate::recorder::{Recorder, Recording};
 use crate::region::{MemoryRegion, RegionError, RegionMap};
 use crate::serve::{ServeError, Server};
@@ -152,7 +153,7 @@ impl Pager {
     /// # Errors
     /// When the regions break a rule, or there is no userfaultfd for them.
     pub unsafe fn new(config: PagerConfig) -> Result<Self, PagerError> {
-        let regions = Arc::new(RegionMap::new(config.regions)?);
+        let regions = RegionMap::new(config.regions)?;
         let uffd = Arc::new(Uffd::open()?);
         for region in regions.iter() {
             // SAFETY: the caller's promise, which is the same.
@@ -174,8 +175,7 @@ impl Pager {
             failure: OnceLock::new(),
         });
         let server = Server::new(
-            Arc::clone(&uffd),
-            regions,
+            PagedMemory::new(Arc::clone(&uffd), regions, Arc::clone(&shared)),
             config.source,
             Arc::clone(&shared),
             config.spin,
@@ -189,19 +189,19 @@ impl Pager {
         })
     }
 
-    /// Installs a working set: reads it, if [`WorkingSetReader::read`] has not been called, then
-    /// verifies and copies its pages a run at a time. To be called before [`start`](Self::start)
-    /// and before anything touches guest memory. The reader's buffer is freed.
+    /// Installs a working set: reads it, verifies its pages and copies them, a run at a time. To
+    /// be called before [`start`](Self::start) and before anything touches guest memory.
     ///
     /// # Errors
     /// When the working set is refused, goes beyond guest memory, a page of it is damaged, or the
     /// pager was started already. No page that is damaged is installed.
     pub fn install(
         &mut self,
-        working_set: &mut WorkingSetReader,
+        working_set: &WorkingSetReader,
+        method: InstallMethod,
     ) -> Result<InstallReport, InstallError> {
         let server = self.server.as_mut().ok_or(InstallError::AlreadyStarted)?;
-        let report = prefetch::install(server, working_set)?;
+        let report = prefetch::install(&mut server.memory, working_set, method)?;
         add(&self.shared.counters.prefetched_pages, report.pages);
         Ok(report)
     }

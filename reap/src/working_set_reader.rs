@@ -1,10 +1,9 @@
-//! Reading a working set for a prefetch: once, whole, past the page cache.
+//! Reading a working set for a prefetch: once, past the page cache.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use reapvm_snapshot::SnapshotId;
 use rustix::fs::{OFlags, fcntl_setfl};
@@ -14,37 +13,15 @@ use crate::page_buffer::PageBuffer;
 use crate::regular_file;
 use crate::working_set::{Defect, Header, WorkingSet, WorkingSetError, read_error};
 
-/// A working set that is opened, and perhaps read, for [`Pager::install`](crate::Pager::install).
+/// A working set that is opened, for [`Pager::install`](crate::Pager::install).
 ///
-/// [`WorkingSet::open`] makes one and is cheap. [`read`](Self::read) does the one large read and
-/// may be called on another thread, so that it overlaps with the set-up of the virtual machine.
+/// [`WorkingSet::open`] makes one and is cheap: only the header has been read and checked.
 #[derive(Debug)]
 pub struct WorkingSetReader {
     file: File,
     path: PathBuf,
     header: Header,
     memory_bytes: u64,
-    contents: Option<Contents>,
-}
-
-/// A working set in memory; its tables are verified, its pages are not.
-#[derive(Debug)]
-pub(crate) struct Contents {
-    pub(crate) set: WorkingSet,
-    /// The whole file.
-    file_bytes: PageBuffer,
-    data_offset: usize,
-    pub(crate) read_ns: u64,
-}
-
-impl Contents {
-    /// The packed pages.
-    pub(crate) fn pages(&self) -> &[u8] {
-        self.file_bytes
-            .as_slice()
-            .get(self.data_offset..)
-            .unwrap_or_default()
-    }
 }
 
 impl WorkingSetReader {
@@ -59,7 +36,7 @@ impl WorkingSetReader {
         fcntl_setfl(&file, OFlags::DIRECT).map_err(|errno| direct_io_error(path, errno.into()))?;
         let mut first_page = PageBuffer::new(PAGE_SIZE_BYTES)
             .map_err(|source| no_memory(path, PAGE_SIZE_BYTES, source))?;
-        let read_bytes = read_whole(&file, first_page.as_mut_slice())
+        let read_bytes = read_from(&file, 0, first_page.as_mut_slice())
             .map_err(|source| direct_io_error(path, source))?;
         let first_bytes = &first_page.as_slice()[..read_bytes];
         let header = Header::decode(first_bytes, len_bytes, id, memory_bytes)
@@ -69,7 +46,6 @@ impl WorkingSetReader {
             path: path.to_owned(),
             header,
             memory_bytes,
-            contents: None,
         })
     }
 
@@ -92,67 +68,85 @@ impl WorkingSetReader {
     }
 
     /// Reads the whole file with O_DIRECT, as one request, and verifies everything before its
-    /// pages. The pages are verified when they are installed. Does nothing if it was done already.
+    /// pages. The pages, in the second buffer from [`data_offset`](Self::data_offset) on, are not
+    /// verified.
+    pub(crate) fn read_whole(&self) -> Result<(WorkingSet, PageBuffer), WorkingSetError> {
+        // The header bounds the length by the size of guest memory.
+        let file_bytes = self.read_first(self.header.len_bytes())?;
+        let set = self.decode(file_bytes.as_slice())?;
+        Ok((set, file_bytes))
+    }
+
+    /// Reads and verifies what the working set consists of, with O_DIRECT, and none of its pages.
     ///
     /// # Errors
-    /// When the file cannot be read so, has become shorter, or its tables are damaged.
-    pub fn read(&mut self) -> Result<(), WorkingSetError> {
-        if self.contents.is_some() {
-            return Ok(());
+    /// When the file cannot be read so, has become shorter, or is damaged.
+    pub fn read_tables(&self) -> Result<WorkingSet, WorkingSetError> {
+        self.decode(self.read_first(self.header.data_offset)?.as_slice())
+    }
+
+    /// Reads as many pages as `buffer` holds, from the page number `first` of the file on, with
+    /// O_DIRECT and unverified. `buffer` is page-aligned.
+    pub(crate) fn read_pages(&self, first: u64, buffer: &mut [u8]) -> Result<(), WorkingSetError> {
+        let offset = self.header.data_offset + first * PAGE_SIZE_BYTES;
+        let read_bytes = read_from(&self.file, offset, buffer)
+            .map_err(|source| direct_io_error(&self.path, source))?;
+        if read_bytes != buffer.len() {
+            return Err(Defect::Truncated.at(&self.path));
         }
-        let started = Instant::now();
-        // The header bounds the length by the size of guest memory.
-        let len_bytes = self.header.len_bytes();
-        let mut file_bytes = PageBuffer::new(len_bytes)
-            .map_err(|source| no_memory(&self.path, len_bytes, source))?;
-        let read_bytes = read_whole(&self.file, file_bytes.as_mut_slice())
+        Ok(())
+    }
+
+    /// Where the pages begin in the file.
+    pub(crate) fn data_offset(&self) -> u64 {
+        self.header.data_offset
+    }
+
+    fn read_first(&self, len_bytes: u64) -> Result<PageBuffer, WorkingSetError> {
+        let mut buffer = self.buffer(len_bytes)?;
+        let read_bytes = read_from(&self.file, 0, buffer.as_mut_slice())
             .map_err(|source| direct_io_error(&self.path, source))?;
         if read_bytes as u64 != len_bytes {
             return Err(Defect::Truncated.at(&self.path));
         }
-        let set = self
-            .decode(file_bytes.as_slice())
-            .map_err(|defect| defect.at(&self.path))?;
-        self.contents = Some(Contents {
-            set,
-            file_bytes,
-            data_offset: self.header.data_offset as usize,
-            read_ns: started.elapsed().as_nanos() as u64,
-        });
-        Ok(())
+        Ok(buffer)
     }
 
-    /// Decodes the header again, because these bytes are another read than those of `open`.
-    fn decode(&self, file_bytes: &[u8]) -> Result<WorkingSet, Defect> {
-        let header = Header::decode(
-            file_bytes,
-            self.header.len_bytes(),
-            &self.header.id,
-            self.memory_bytes,
-        )?;
-        if header != self.header {
-            return Err(Defect::Corrupt("it changed while it was read".to_owned()));
-        }
-        let tables = file_bytes
-            .get(..header.data_offset as usize)
-            .ok_or(Defect::Truncated)?;
-        WorkingSet::decode_tables(tables, &header)
+    /// A buffer to read into.
+    pub(crate) fn buffer(&self, len_bytes: u64) -> Result<PageBuffer, WorkingSetError> {
+        PageBuffer::new(len_bytes).map_err(|source| no_memory(&self.path, len_bytes, source))
     }
 
-    /// What [`read`](Self::read) read. The buffer is unmapped when it is dropped.
-    pub(crate) fn take_contents(&mut self) -> Option<Contents> {
-        self.contents.take()
+    /// Decodes what comes before the pages. The header again, too, because these bytes are another
+    /// read than those of `open`.
+    fn decode(&self, file_bytes: &[u8]) -> Result<WorkingSet, WorkingSetError> {
+        let decode = || {
+            let header = Header::decode(
+                file_bytes,
+                self.header.len_bytes(),
+                &self.header.id,
+                self.memory_bytes,
+            )?;
+            if header != self.header {
+                return Err(Defect::Corrupt("it changed while it was read".to_owned()));
+            }
+            let tables = file_bytes
+                .get(..header.data_offset as usize)
+                .ok_or(Defect::Truncated)?;
+            WorkingSet::decode_tables(tables, &header)
+        };
+        decode().map_err(|defect| defect.at(&self.path))
     }
 }
 
-/// Reads from the beginning of `file` until `buffer` is full or the file ends; returns how much.
+/// Reads from `offset` on until `buffer` is full or the file ends; returns how much.
 ///
 /// With O_DIRECT a short read within the file ends at a multiple of the block size, so the next
 /// one is aligned again; one that does not is the end of the file.
-fn read_whole(file: &File, buffer: &mut [u8]) -> io::Result<usize> {
+fn read_from(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
     let mut done = 0;
     while done < buffer.len() {
-        match file.read_at(&mut buffer[done..], done as u64) {
+        match file.read_at(&mut buffer[done..], offset + done as u64) {
             Ok(0) => break,
             Ok(read_bytes) => {
                 done += read_bytes;

@@ -43,9 +43,10 @@ fn read_both(
     Result<WorkingSet, WorkingSetError>,
     Result<WorkingSet, WorkingSetError>,
 ) {
-    let direct = WorkingSet::open(path, &id(1), MEMORY_BYTES).and_then(|mut reader| {
-        reader.read()?;
-        Ok(reader.take_contents().unwrap().set)
+    let direct = WorkingSet::open(path, &id(1), MEMORY_BYTES).and_then(|reader| {
+        let (set, _pages) = reader.read_whole()?;
+        assert_eq!(reader.read_tables().unwrap(), set);
+        Ok(set)
     });
     (direct, WorkingSet::verify(path, &id(1), MEMORY_BYTES))
 }

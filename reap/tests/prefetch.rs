@@ -14,11 +14,14 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
-use reapvm_reap::{InstallError, Pager, WorkingSet, WorkingSetError, WorkingSetReader};
+use reapvm_reap::{
+    InstallError, InstallMethod, Pager, WorkingSet, WorkingSetError, WorkingSetReader,
+};
 use reapvm_snapshot::SnapshotId;
 use support::{GuestMemory, PAGE, TestSource, expected_page, pager, shuffled, within_time};
 
-const PAGES: usize = 512;
+/// More than two pieces of a streamed install.
+const PAGES: usize = 1600;
 
 fn id() -> SnapshotId {
     SnapshotId::from_bytes([3; 16])
@@ -81,16 +84,22 @@ fn what_was_recorded_is_installed_and_does_not_fault_again() {
     let set = WorkingSet::write(&path, &id(), &recording.pages(), &mut TestSource::new()).unwrap();
     drop(memory);
 
+    for method in InstallMethod::ALL {
+        install_and_check(&path, &set, &touched, method);
+    }
+}
+
+fn install_and_check(path: &Path, set: &WorkingSet, touched: &[usize], method: InstallMethod) {
     let memory = GuestMemory::new(PAGES);
     let mut prefetcher = new_pager(&memory);
-    let mut reader = open(&path);
-    let report = prefetcher.install(&mut reader).unwrap();
+    let report = prefetcher.install(&open(path), method).unwrap();
     assert_eq!(report.pages, touched.len() as u64);
     assert_eq!(report.extents, set.extents().len() as u64);
-    assert_eq!(report.bytes_read, fs::metadata(&path).unwrap().len());
-    assert!(report.total_ns >= report.verify_ns + report.copy_ns + report.read_ns);
+    assert_eq!(report.bytes_read, fs::metadata(path).unwrap().len());
+    let of_threads = report.verify_ns + report.copy_ns + report.read_ns;
+    assert!(report.total_ns * report.threads >= of_threads, "{report:?}");
     prefetcher.start().unwrap();
-    check_pages(&memory, touched.clone());
+    check_pages(&memory, touched.to_vec());
     let stats = prefetcher.stats();
     assert_eq!((stats.faults, stats.prefetched_pages), (0, report.pages));
 
@@ -104,26 +113,85 @@ fn what_was_recorded_is_installed_and_does_not_fault_again() {
 }
 
 #[test]
-fn the_read_may_be_done_ahead_on_another_thread() {
+fn pieces_are_shared_by_two_threads_and_meet_without_a_gap() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("working-set");
-    write_set(&path, &touched_pages());
-    let mut reader = open(&path);
-    let mut reader = thread::spawn(move || {
-        reader.read().unwrap();
-        reader
-    })
-    .join()
-    .unwrap();
-    // The file is read once only: what happens to it afterwards does not matter.
-    fs::write(&path, b"").unwrap();
+    write_set(&path, &(3..1500).collect::<Vec<_>>());
     let memory = GuestMemory::new(PAGES);
     let mut pager = new_pager(&memory);
-    let report = pager.install(&mut reader).unwrap();
-    assert_eq!(report.pages, touched_pages().len() as u64);
+    let report = pager
+        .install(&open(&path), InstallMethod::Streamed)
+        .unwrap();
+    assert_eq!((report.pages, report.extents, report.threads), (1497, 1, 2));
     pager.start().unwrap();
-    check_pages(&memory, touched_pages());
-    assert_eq!(pager.stats().faults, 0);
+    check_pages(&memory, (0..PAGES).collect());
+    assert_eq!(pager.stats().faults, 3 + 100);
+}
+
+#[test]
+fn a_set_without_pages_is_installed_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("working-set");
+    write_set(&path, &[]);
+    for method in InstallMethod::ALL {
+        let memory = GuestMemory::new(PAGES);
+        let report = new_pager(&memory).install(&open(&path), method).unwrap();
+        assert_eq!((report.pages, report.bytes_read), (0, PAGE as u64));
+    }
+}
+
+#[test]
+fn a_set_that_is_cut_short_after_it_was_opened_fails_the_install() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("working-set");
+    for method in InstallMethod::ALL {
+        for left_bytes in [0, 100, PAGE, 600 * PAGE, 1400 * PAGE + 5] {
+            write_set(&path, &(0..1500).collect::<Vec<_>>());
+            let reader = open(&path);
+            // Not replaced: the same file.
+            let file = fs::File::options().write(true).open(&path).unwrap();
+            file.set_len(left_bytes as u64).unwrap();
+            let memory = GuestMemory::new(PAGES);
+            let mut pager = new_pager(&memory);
+            let error = pager.install(&reader, method).unwrap_err();
+            assert!(
+                matches!(
+                    error,
+                    InstallError::WorkingSet(WorkingSetError::Truncated { .. })
+                ),
+                "{method}, {left_bytes} bytes: {error}"
+            );
+            // What is in place is right.
+            pager.start().unwrap();
+            check_pages(&memory, (0..PAGES).collect());
+        }
+    }
+}
+
+#[test]
+fn a_damaged_page_of_a_later_piece_is_not_installed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("working-set");
+    let set = write_set(&path, &(0..1500).collect::<Vec<_>>());
+    let data_offset = set.len_bytes() as usize - 1500 * PAGE;
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[data_offset + 1300 * PAGE + 7] ^= 0x10;
+    fs::write(&path, bytes).unwrap();
+    for method in InstallMethod::ALL {
+        let memory = GuestMemory::new(PAGES);
+        let mut pager = new_pager(&memory);
+        let error = pager.install(&open(&path), method).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                InstallError::WorkingSet(WorkingSetError::CorruptPage { gpa, .. })
+                    if gpa == 1300 * PAGE as u64
+            ),
+            "{error}"
+        );
+        pager.start().unwrap();
+        check_pages(&memory, vec![0, 700, 1299, 1300, 1301, 1499]);
+    }
 }
 
 #[test]
@@ -137,7 +205,9 @@ fn a_damaged_page_fails_the_install_and_is_not_installed() {
 
     let memory = GuestMemory::new(PAGES);
     let mut pager = new_pager(&memory);
-    let error = pager.install(&mut open(&path)).unwrap_err();
+    let error = pager
+        .install(&open(&path), InstallMethod::default())
+        .unwrap_err();
     assert!(
         matches!(
             error,
@@ -163,7 +233,9 @@ fn a_set_that_goes_beyond_memory_is_refused_before_its_first_page() {
         memory.part(101, PAGES - 101, 0x1_0000_0000),
     ];
     let (mut pager, _failures) = pager(regions, TestSource::new(), false);
-    let error = pager.install(&mut open(&path)).unwrap_err();
+    let error = pager
+        .install(&open(&path), InstallMethod::default())
+        .unwrap_err();
     assert!(
         matches!(
             error,
@@ -191,7 +263,13 @@ fn a_run_over_the_border_of_two_regions_is_installed_in_both() {
     let border = 7 * PAGE as u64;
     let regions = vec![memory.part(100, 7, 0), memory.part(0, 93, border)];
     let (mut pager, _failures) = pager(regions, TestSource::new(), false);
-    assert_eq!(pager.install(&mut open(&path)).unwrap().pages, 5);
+    assert_eq!(
+        pager
+            .install(&open(&path), InstallMethod::default())
+            .unwrap()
+            .pages,
+        5
+    );
     pager.start().unwrap();
     let guest = Arc::clone(&memory);
     within_time(move || {
@@ -211,7 +289,7 @@ fn an_install_after_the_start_is_refused() {
     let mut pager = new_pager(&memory);
     pager.start().unwrap();
     assert!(matches!(
-        pager.install(&mut open(&path)),
+        pager.install(&open(&path), InstallMethod::default()),
         Err(InstallError::AlreadyStarted)
     ));
 }
@@ -224,10 +302,22 @@ fn pages_that_are_there_already_are_left_alone() {
     write_set(&part, &[0, 20, 21, 63]);
     let memory = GuestMemory::new(PAGES);
     let mut pager = new_pager(&memory);
-    assert_eq!(pager.install(&mut open(&part)).unwrap().pages, 4);
+    assert_eq!(
+        pager
+            .install(&open(&part), InstallMethod::default())
+            .unwrap()
+            .pages,
+        4
+    );
     let guest = Arc::clone(&memory);
     within_time(move || guest.write_byte(20, 8, 0xcd));
-    assert_eq!(pager.install(&mut open(&whole)).unwrap().pages, 60);
+    assert_eq!(
+        pager
+            .install(&open(&whole), InstallMethod::default())
+            .unwrap()
+            .pages,
+        60
+    );
     assert_eq!(memory.read_byte(20, 8), 0xcd);
     assert_eq!(memory.read_page(21), expected_page(21 * PAGE as u64));
     assert_eq!(pager.stats().prefetched_pages, 64);
@@ -245,7 +335,9 @@ fn pages_that_were_dropped_before_the_install_stay_zero() {
     // Whether the announcement comes before the install, which then has to read it, or after it:
     // the pages are zero.
     thread::sleep(Duration::from_millis(20));
-    pager.install(&mut open(&path)).unwrap();
+    pager
+        .install(&open(&path), InstallMethod::default())
+        .unwrap();
     pager.start().unwrap();
     within_time(move || dropper.join().unwrap());
     for page in 10..13 {
@@ -273,7 +365,9 @@ fn a_fault_that_came_before_the_install_is_served_after_it() {
     let guest = Arc::clone(&memory);
     let dropper = thread::spawn(move || guest.drop_pages(200, 1));
     thread::sleep(Duration::from_millis(20));
-    pager.install(&mut open(&path)).unwrap();
+    pager
+        .install(&open(&path), InstallMethod::default())
+        .unwrap();
     pager.start().unwrap();
     let bytes = within_time(move || {
         dropper.join().unwrap();

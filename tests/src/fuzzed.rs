@@ -54,8 +54,8 @@ pub fn drive(name: &str, bytes: &[u8], scratch: &Path) {
                 assert!(end <= Some(MEMORY_BYTES));
             }
             // The other reader has to agree as far as it looks.
-            if let Ok(mut reader) = WorkingSet::open(&file, &id, MEMORY_BYTES) {
-                let _ = reader.read();
+            if let Ok(reader) = WorkingSet::open(&file, &id, MEMORY_BYTES) {
+                let _ = reader.read_tables();
             }
         }
         "trace" => {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reapvm_reap::{
-    InstallReport, MemoryRestoreMode, PageSourceError, SnapshotPageSource, TraceError, WorkingSet,
-    WorkingSetError, trace,
+    InstallMethod, InstallReport, MemoryRestoreMode, PageSourceError, SnapshotPageSource,
+    TraceError, WorkingSet, WorkingSetError, trace,
 };
 use reapvm_snapshot::{OpenError, Snapshot};
 use serde::{Deserialize, Serialize};
@@ -23,6 +23,8 @@ pub struct ColdStart<'a> {
     pub dir: &'a Path,
     /// How memory comes back.
     pub mode: MemoryRestoreMode,
+    /// How the working set is installed, in prefetch mode.
+    pub install_method: InstallMethod,
     /// The function's input.
     pub input: &'a Value,
     /// How long the response may take.
@@ -99,11 +101,15 @@ pub struct Faults {
 /// What the installation of a working set did, in milliseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct InstallMs {
-    /// Reading the working-set file.
+    /// How it was done.
+    pub method: InstallMethod,
+    /// Threads that did it.
+    pub threads: u64,
+    /// Reading the working-set file, summed over the threads.
     pub read: f64,
-    /// Verifying its pages.
+    /// Verifying its pages, summed over the threads.
     pub verify: f64,
-    /// Copying them into guest memory.
+    /// Copying them into guest memory, summed over the threads.
     pub copy: f64,
     /// All of it.
     pub total: f64,
@@ -116,6 +122,8 @@ pub struct InstallMs {
 impl From<InstallReport> for InstallMs {
     fn from(report: InstallReport) -> Self {
         Self {
+            method: report.method,
+            threads: report.threads,
             read: ms(report.read_ns),
             verify: ms(report.verify_ns),
             copy: ms(report.copy_ns),
@@ -177,7 +185,11 @@ pub fn run(
 ) -> Result<ColdStartReport, ColdStartError> {
     let (major_before, minor_before) = kernel_faults();
     let snapshot = Arc::new(Snapshot::open(start.dir)?);
-    let mut machine = Machine::restore(&snapshot, RestoreOptions::new(start.mode))?;
+    let options = RestoreOptions {
+        install_method: start.install_method,
+        ..RestoreOptions::new(start.mode)
+    };
+    let mut machine = Machine::restore(&snapshot, options)?;
     // Opened before the guest runs: it finds the connection request when it wakes.
     let mut connection = Connection::open(&machine)?;
     machine.resume()?;

@@ -3,14 +3,14 @@
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use reapvm_reap::{
-    DEFAULT_SPIN, InstallError, InstallReport, MemoryRegion, MemoryRestoreMode, PageSourceError,
-    Pager, PagerConfig, PagerError, PagerStats, PhaseCell, Recording, SnapshotPageSource,
-    WorkingSet, WorkingSetError, WorkingSetReader,
+    DEFAULT_SPIN, InstallError, InstallMethod, InstallReport, MemoryRegion, MemoryRestoreMode,
+    PageSourceError, Pager, PagerConfig, PagerError, PagerStats, PhaseCell, Recording,
+    SnapshotPageSource, WorkingSet, WorkingSetError, WorkingSetReader,
 };
 use reapvm_snapshot::{
     CreateError, MemoryWriter, PAGE_SIZE, PageError, ReadError, RegionInfo, Snapshot,
@@ -79,8 +79,8 @@ pub enum MemoryError {
     /// The working set cannot be used.
     #[error(transparent)]
     WorkingSet(#[from] WorkingSetError),
-    /// The thread that reads the working set cannot be started or has died.
-    #[error("the thread that reads the working set failed")]
+    /// The thread that installs the working set cannot be started or has died.
+    #[error("the thread that installs the working set failed")]
     Thread(#[source] io::Error),
     /// The working set cannot be installed.
     #[error(transparent)]
@@ -103,8 +103,8 @@ pub struct MemoryManager {
     memory: GuestMemoryMmap<()>,
     regions: Vec<MemoryRegion>,
     phase: Arc<PhaseCell>,
-    /// Being read, to be installed before the guest runs.
-    working_set: Option<WorkingSetRead>,
+    /// In prefetch mode, until the pager starts.
+    installation: Option<Installation>,
     install: Option<InstallReport>,
 }
 
@@ -119,7 +119,8 @@ impl MemoryManager {
 
     /// The memory of `snapshot`, in the way that `mode` says. With a mode that serves faults,
     /// [`MemoryManager::start_paging`] must follow before the guest runs; until then the working
-    /// set, in prefetch mode, is read by a thread of its own, while the caller sets up KVM.
+    /// set, in prefetch mode, is installed by threads of its own, by `install_method`, while the
+    /// caller sets up KVM.
     ///
     /// # Errors
     /// See [`MemoryError`]. A mode that cannot run is an error; no other takes its place.
@@ -127,6 +128,7 @@ impl MemoryManager {
         snapshot: &Arc<Snapshot>,
         memory_bytes: u64,
         mode: MemoryRestoreMode,
+        install_method: InstallMethod,
         on_failure: OnPagerFailure,
     ) -> Result<Self, MemoryError> {
         let info = &snapshot.manifest().memory;
@@ -146,11 +148,11 @@ impl MemoryManager {
             | MemoryRestoreMode::Prefetch => {
                 // Opened first: a working set that is missing or foreign fails before any work.
                 let working_set = match mode {
-                    MemoryRestoreMode::Prefetch => Some(WorkingSetRead::start(WorkingSet::open(
+                    MemoryRestoreMode::Prefetch => Some(WorkingSet::open(
                         &snapshot.working_set_path(),
                         &snapshot.id(),
                         memory_bytes,
-                    )?)?),
+                    )?),
                     _ => None,
                 };
                 let mut manager = Self::map(&regions, None)?;
@@ -163,26 +165,40 @@ impl MemoryManager {
                     on_failure,
                 };
                 // SAFETY: the regions are private anonymous mappings that `manager.memory` owns;
-                // the field order of `MemoryManager` drops the pager before them, and devices
-                // and vCPUs, which hold clones of `memory`, only keep them mapped longer.
-                manager.pager = Some(unsafe { Pager::new(config) }?);
-                manager.working_set = working_set;
+                // the field order of `MemoryManager` drops the pager before them. The thread of
+                // an installation has the pager and a clone of `memory`, dropped in that order.
+                // Devices and vCPUs, which hold clones too, only keep them mapped longer.
+                let pager = unsafe { Pager::new(config) }?;
+                match working_set {
+                    Some(working_set) => {
+                        let memory = manager.memory.clone();
+                        manager.installation = Some(Installation::start(
+                            pager,
+                            memory,
+                            working_set,
+                            install_method,
+                        )?);
+                    }
+                    None => manager.pager = Some(pager),
+                }
                 Ok(manager)
             }
         }
     }
 
-    /// Installs the working set, in prefetch mode, and starts to serve faults, in the modes that
-    /// do. Nothing to do in the others.
+    /// Waits until the working set is installed, in prefetch mode, and starts to serve faults, in
+    /// the modes that do. Nothing to do in the others.
     ///
     /// # Errors
     /// The working set cannot be read, is not what was recorded, or cannot be installed; or the
     /// pager's thread cannot be started.
     pub(crate) fn start_paging(&mut self) -> Result<(), MemoryError> {
+        if let Some(installation) = self.installation.take() {
+            let (pager, report) = installation.finish()?;
+            self.pager = Some(pager);
+            self.install = Some(report);
+        }
         if let Some(pager) = &mut self.pager {
-            if let Some(working_set) = self.working_set.take() {
-                self.install = Some(pager.install(&mut working_set.finish()?)?);
-            }
             pager.start()?;
         }
         Ok(())
@@ -231,7 +247,7 @@ impl MemoryManager {
             memory,
             regions: described,
             phase: Arc::new(PhaseCell::default()),
-            working_set: None,
+            installation: None,
             install: None,
         })
     }
@@ -381,21 +397,34 @@ impl MemoryManager {
     }
 }
 
-/// The one read of a working-set file, under way on the thread `working-set`.
-struct WorkingSetRead(JoinHandle<Result<WorkingSetReader, WorkingSetError>>);
+/// The installation of a working set, under way on the thread `working-set`, which gives the pager
+/// back.
+struct Installation(JoinHandle<Result<(Pager, InstallReport), InstallError>>);
 
-impl WorkingSetRead {
-    fn start(mut reader: WorkingSetReader) -> Result<Self, MemoryError> {
-        std::thread::Builder::new()
+impl Installation {
+    fn start(
+        pager: Pager,
+        memory: GuestMemoryMmap<()>,
+        working_set: WorkingSetReader,
+        method: InstallMethod,
+    ) -> Result<Self, MemoryError> {
+        thread::Builder::new()
             .name("working-set".into())
             .stack_size(128 << 10)
-            .spawn(move || reader.read().map(|()| reader))
+            .spawn(move || {
+                // Whoever drops this installation does not wait for it, so it keeps the memory
+                // that it writes to. Locals are dropped in the reverse of this order.
+                let _memory = memory;
+                let mut pager = pager;
+                let report = pager.install(&working_set, method)?;
+                Ok((pager, report))
+            })
             .map(Self)
             .map_err(MemoryError::Thread)
     }
 
-    /// Waits for the end of the read.
-    fn finish(self) -> Result<WorkingSetReader, MemoryError> {
+    /// Waits for its end.
+    fn finish(self) -> Result<(Pager, InstallReport), MemoryError> {
         let panicked = || MemoryError::Thread(io::Error::other("it panicked"));
         Ok(self.0.join().map_err(|_| panicked())??)
     }

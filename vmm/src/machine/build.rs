@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
-use reapvm_reap::{MemoryRestoreMode, PagerError};
+use reapvm_reap::{InstallMethod, MemoryRestoreMode, PagerError};
 use reapvm_snapshot::{ReadError, Snapshot, StateError, StateFile};
 use thiserror::Error;
 
@@ -99,6 +99,8 @@ pub type PagerFailureHook = Box<dyn FnOnce(&PagerError) + Send>;
 pub struct RestoreOptions {
     /// How its memory comes back.
     pub mode: MemoryRestoreMode,
+    /// How the working set is installed, in prefetch mode.
+    pub install_method: InstallMethod,
     /// The serial port.
     pub console: Console,
     /// A path for this instance's vsock socket; none: only [`Machine::connect`].
@@ -113,6 +115,7 @@ impl RestoreOptions {
     pub fn new(mode: MemoryRestoreMode) -> Self {
         Self {
             mode,
+            install_method: InstallMethod::default(),
             console: Console::none(),
             vsock_uds_path: None,
             on_pager_failure: None,
@@ -360,6 +363,7 @@ impl Machine {
             snapshot,
             config.memory_bytes(),
             options.mode,
+            options.install_method,
             Box::new(move |error| {
                 exits.end(GuestExit::PagerFailed(error.clone()));
                 if let Some(on_failure) = on_failure {
@@ -367,7 +371,7 @@ impl Machine {
                 }
             }),
         )?;
-        // The working set is being read from here on, while KVM is set up.
+        // The working set is being installed from here on, while KVM is set up.
         let parts = Parts::new(exit_events)?;
         memory.register(&parts.vm)?;
         let vcpus = parts.create_vcpus(config.machine_config.vcpu_count)?;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use reapvm_reap::MemoryRestoreMode;
+use reapvm_reap::{InstallMethod, MemoryRestoreMode};
 
 /// A minimal KVM hypervisor that starts snapshots with their working set prefetched (REAP).
 #[derive(Parser)]
@@ -149,6 +149,12 @@ fn mode(text: &str) -> Result<MemoryRestoreMode, String> {
         .map_err(|error| error.to_string())
 }
 
+/// How a working set is installed, as clap reads it.
+fn install_method(text: &str) -> Result<InstallMethod, String> {
+    text.parse::<InstallMethod>()
+        .map_err(|error| error.to_string())
+}
+
 #[derive(Args)]
 pub(crate) struct Invoke {
     /// The snapshot directory
@@ -166,6 +172,12 @@ pub(crate) struct Invoke {
     /// prefetch: the working set is read and installed at once, the rest as ondemand.
     #[arg(long, value_name = "MODE", default_value = "ondemand", value_parser = mode, verbatim_doc_comment)]
     pub(crate) memory: MemoryRestoreMode,
+    /// How prefetch installs the working set
+    ///
+    /// streamed: two threads read it in pieces and copy what they have read.
+    /// one-read: one read of the whole file, then the copies, as the REAP paper has it.
+    #[arg(long, value_name = "METHOD", default_value = "streamed", value_parser = install_method, verbatim_doc_comment)]
+    pub(crate) install: InstallMethod,
     /// Take the snapshot's files out of the page cache first, and fail if they stay
     #[arg(long)]
     pub(crate) cold: bool,
@@ -194,6 +206,9 @@ pub(crate) struct Bench {
     /// Memory modes to start cold with, separated by commas; warm is always measured
     #[arg(long, value_name = "MODES", default_value = "file,ondemand,record,prefetch", value_delimiter = ',', value_parser = mode)]
     pub(crate) modes: Vec<MemoryRestoreMode>,
+    /// How prefetch installs the working set: streamed, or one-read as in the REAP paper
+    #[arg(long, value_name = "METHOD", default_value = "streamed", value_parser = install_method)]
+    pub(crate) install: InstallMethod,
     /// Runs of each mode of each function
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) runs: u32,

@@ -19,7 +19,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use reapvm::cold_start::ColdStartReport;
+use reapvm::cold_start::{ColdStart, ColdStartReport};
 use reapvm::config::VmConfig;
 use reapvm::function_vm::FunctionVm;
 use reapvm::invocation::Connection;
@@ -139,15 +139,10 @@ fn boot_and_save(function: &str, dir: &Path, runs: u32) -> Result<Warm, Box<dyn 
     })
 }
 
-fn cold_start(
-    dir: &Path,
-    mode: MemoryRestoreMode,
-    input: &Value,
-    expected: &Value,
-    keep_recording: bool,
-) -> Result<ColdStartReport, Box<dyn Error>> {
-    page_cache::evict_directory(dir)?;
-    let report = worker::invoke(dir, mode, input, TIMEOUT, keep_recording)?;
+fn cold_start(start: &ColdStart<'_>, expected: &Value) -> Result<ColdStartReport, Box<dyn Error>> {
+    page_cache::evict_directory(start.dir)?;
+    let report = worker::invoke(start)?;
+    let (mode, input) = (start.mode, start.input);
     if report.mode != mode {
         return Err(format!("asked for memory mode {mode}, but {} ran", report.mode).into());
     }
@@ -171,33 +166,40 @@ fn measure_function(
     progress.function(format!("{function}: booting, saving, warm invocations"));
     let warm = boot_and_save(function, &dir, arguments.runs)?;
     progress.step(format!("{function}: recording"));
+    let recorded_input = input(RECORDED_SEED);
+    let recording = ColdStart {
+        dir: &dir,
+        mode: MemoryRestoreMode::Record,
+        install_method: arguments.install,
+        input: &recorded_input,
+        timeout: TIMEOUT,
+        keep_recording: false,
+        started_ns: 0,
+    };
     if arguments.modes.contains(&MemoryRestoreMode::Prefetch) {
         // The one that prefetch uses. The measured recordings are thrown away: what is measured
         // ends with the response, and rewriting files between the runs would make the disk's
         // write-back and discards a part of whatever is measured next.
-        let (input, expected) = (input(RECORDED_SEED), &warm.recorded_response);
-        cold_start(&dir, MemoryRestoreMode::Record, &input, expected, true)?;
+        let kept = ColdStart {
+            keep_recording: true,
+            ..recording
+        };
+        cold_start(&kept, &warm.recorded_response)?;
     }
     progress.function(format!("{function}: cold starts"));
     let mut reports: BTreeMap<usize, Vec<ColdStartReport>> = BTreeMap::new();
     for run in 0..arguments.runs {
         for (column, &mode) in arguments.modes.iter().enumerate() {
             let report = if mode == MemoryRestoreMode::Record {
-                cold_start(
-                    &dir,
-                    mode,
-                    &input(RECORDED_SEED),
-                    &warm.recorded_response,
-                    false,
-                )?
+                cold_start(&recording, &warm.recorded_response)?
             } else {
-                cold_start(
-                    &dir,
+                let other_input = measured_input(run);
+                let start = ColdStart {
                     mode,
-                    &measured_input(run),
-                    &warm.expected[&run],
-                    false,
-                )?
+                    input: &other_input,
+                    ..recording
+                };
+                cold_start(&start, &warm.expected[&run])?
             };
             progress.step(format!("{function}: {mode}, {:.1} ms", report.total_ms));
             reports.entry(column).or_default().push(report);

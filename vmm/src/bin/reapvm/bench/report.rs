@@ -45,8 +45,9 @@ pub(crate) struct CellResult {
     pub(crate) working_set_pages: Option<u64>,
     /// Largest of the runs, in KiB.
     pub(crate) vmm_overhead_kib: Option<u64>,
-    /// The least that a start of this kind can take here (prefetch): warm + the larger of
-    /// reading the set at the disk's bandwidth and copying it, + the control part.
+    /// The least that a start of this kind can take here (prefetch): warm, and before it the
+    /// longest of what happens at once: reading the set at the disk's bandwidth, copying it, and
+    /// setting up the machine.
     pub(crate) bound_ms: Option<f64>,
 }
 
@@ -146,13 +147,12 @@ pub(crate) fn warm_cell(function: &str, times_ms: &[f64], booted_resident_mib: f
     }
 }
 
-/// `T >= T_warm + max(WS bytes / disk bandwidth, copy) + control` for a prefetch cell.
+/// `T >= T_warm + max(WS bytes / disk bandwidth, copy, control)` for a prefetch cell.
 pub(crate) fn bound_ms(warm_ms: f64, cell: &CellResult, disk: &Disk) -> Option<f64> {
     let (install, marks) = (cell.install?, cell.marks_ms?);
     let read_ms = install.bytes_read as f64 / f64::from(1 << 20) / disk.seq_read_mib_s * 1e3;
-    // The read overlaps with the control part, so that the control part is what it takes without.
-    let control_ms = marks.state_loaded;
-    Some(warm_ms + read_ms.max(install.copy) + control_ms)
+    let copy_ms = install.copy / install.threads.max(1) as f64;
+    Some(warm_ms + read_ms.max(copy_ms).max(marks.state_loaded))
 }
 
 /// The cell of `function` in `mode`.

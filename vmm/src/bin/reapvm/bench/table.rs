@@ -76,8 +76,8 @@ pub(crate) fn render(
         report.disk.seq_read_mib_s, report.disk.rand_read_4k_us
     ));
     lines.push(
-        "bound = warm + max(working set / disk bandwidth, copying it) + control: no prefetch that \
-         waits for its set can be faster here."
+        "bound = warm + max(working set / disk bandwidth, copying it, setting up the machine): no \
+         prefetch that waits for its set can be faster here."
             .to_owned(),
     );
     if let (Some(mean), Some(geomean)) =

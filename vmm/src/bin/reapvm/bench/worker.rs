@@ -1,35 +1,26 @@
 //! One cold start in a process of its own, as a launcher would start it.
 
 use std::error::Error;
-use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use reapvm::clock;
-use reapvm::cold_start::ColdStartReport;
-use reapvm_reap::MemoryRestoreMode;
-use serde_json::Value;
+use reapvm::cold_start::{ColdStart, ColdStartReport};
 
 /// Starts `reapvm invoke` and returns what it reports. The clock starts right before the new
-/// process is made, so that making it and its exec are counted.
-pub(crate) fn invoke(
-    dir: &Path,
-    mode: MemoryRestoreMode,
-    input: &Value,
-    timeout: Duration,
-    keep_recording: bool,
-) -> Result<ColdStartReport, Box<dyn Error>> {
+/// process is made, whatever `start` says, so that making it and its exec are counted.
+pub(crate) fn invoke(start: &ColdStart<'_>) -> Result<ColdStartReport, Box<dyn Error>> {
     let mut command = Command::new(std::env::current_exe()?);
     command
         .arg("invoke")
-        .arg(dir)
-        .args(["--memory", mode.as_str(), "--json", "--input"])
-        .arg(input.to_string())
-        .args(["--timeout", &timeout.as_secs_f64().to_string()])
+        .arg(start.dir)
+        .args(["--memory", start.mode.as_str()])
+        .args(["--install", start.install_method.as_str()])
+        .args(["--json", "--input", &start.input.to_string()])
+        .args(["--timeout", &start.timeout.as_secs_f64().to_string()])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    if !keep_recording {
+    if !start.keep_recording {
         command.arg("--discard-recording");
     }
     command.arg(format!("--started-at-ns={}", clock::monotonic_ns()));

@@ -11,31 +11,25 @@ use crate::bench::worker;
 use crate::cli::Invoke;
 
 pub(super) fn run(arguments: &Invoke, process_start_ns: u64) -> CommandResult {
+    let start = ColdStart {
+        dir: &arguments.dir,
+        mode: arguments.memory,
+        install_method: arguments.install,
+        input: &arguments.input,
+        timeout: arguments.timeout,
+        keep_recording: !arguments.discard_recording,
+        started_ns: arguments.started_at_ns.unwrap_or(process_start_ns),
+    };
     // A cold or repeated start is measured from the exec of a process of its own.
     if arguments.started_at_ns.is_none() && (arguments.cold || arguments.repeat > 1) {
         for _ in 0..arguments.repeat {
             if arguments.cold {
                 page_cache::evict_directory(&arguments.dir)?;
             }
-            let report = worker::invoke(
-                &arguments.dir,
-                arguments.memory,
-                &arguments.input,
-                arguments.timeout,
-                !arguments.discard_recording,
-            )?;
-            print(&report, arguments.json)?;
+            print(&worker::invoke(&start)?, arguments.json)?;
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let start = ColdStart {
-        dir: &arguments.dir,
-        mode: arguments.memory,
-        input: &arguments.input,
-        timeout: arguments.timeout,
-        keep_recording: !arguments.discard_recording,
-        started_ns: arguments.started_at_ns.unwrap_or(process_start_ns),
-    };
     print(&cold_start::run(&start, process_start_ns)?, arguments.json)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -57,9 +51,13 @@ fn print(report: &ColdStartReport, json: bool) -> Result<(), Box<dyn Error>> {
     line("response complete", marks.response);
     if let Some(install) = &report.install_ms {
         println!(
-            "  working set: {} pages in {} runs; read {:.2} ms, verify {:.2} ms, copy {:.2} ms",
+            "  working set: {} pages in {} runs, {} in {:.2} ms by {} threads: read {:.2} ms, \
+             verify {:.2} ms, copy {:.2} ms",
             report.faults.prefetched_pages,
             install.extents,
+            install.method,
+            install.total,
+            install.threads,
             install.read,
             install.verify,
             install.copy

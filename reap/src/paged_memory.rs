@@ -1,0 +1,275 @@
+//! Guest memory as the pager sees it: where its pages are, which of them were dropped, and who
+//! waits for one.
+//!
+//! # REMOVE
+//! A thread that drops guest pages (MADV_DONTNEED: a balloon, say) announces it with a REMOVE
+//! message and waits until that is read; only then the pages go. Three things follow:
+//!
+//! - From the announcement until the message has been read and its sender has run again, every
+//!   COPY and ZEROPAGE returns EAGAIN. So on EAGAIN the messages are read first, and the fault is
+//!   tried again afterwards. Linux promises no turn between two REMOVEs: a thread that drops page
+//!   after page without a pause can keep a fault waiting until it pauses.
+//! - A message read later may be the cause of a fault read earlier. So all messages that wait are
+//!   read before the first fault is served, and the removals among them take effect first.
+//! - The pages read as zero from then on, whatever the snapshot says. So they are remembered, and
+//!   the memory is asked before the source is.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use reapvm_snapshot::PAGE_SIZE;
+
+use crate::PAGE_SIZE_BYTES;
+use crate::page_bitmap::PageBitmap;
+use crate::pager::Shared;
+use crate::region::{PageLocation, RegionMap};
+use crate::serve::ServeError;
+use crate::stats::add;
+use crate::trace::Access;
+use crate::uffd::{Installed, Uffd, UffdError, UffdEvent, UffdEvents};
+
+/// Full reads of messages in a row before faults are served: as many threads would have to fault
+/// at once to fill them, and a storm of removals must not keep the faults waiting.
+const MAX_READS_IN_A_ROW: usize = 16;
+
+/// Attempts in a row, a fraction of a microsecond each, to get past a REMOVE that was read but
+/// whose sender has not run again. A sender that drops page after page leaves only the time
+/// between two of its system calls in which a page can be installed. Few enough that its next
+/// message is not left waiting, for nothing can be installed until that is read.
+const ATTEMPTS_IN_A_ROW: u32 = 64;
+
+/// Rounds of such attempts without a new message before the pager gives up its processor for
+/// longer than a yield: the sender may be waiting for one.
+const ROUNDS_BEFORE_SLEEP: u32 = 64;
+const RETRY_SLEEP: Duration = Duration::from_micros(50);
+
+/// A thread that waits for a page.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fault {
+    pub(crate) hva: u64,
+    pub(crate) access: Access,
+    pub(crate) thread_id: u32,
+    pub(crate) read_at: Instant,
+}
+
+/// The registered memory and what the kernel has said about it.
+pub(crate) struct PagedMemory {
+    pub(crate) uffd: Arc<Uffd>,
+    pub(crate) regions: RegionMap,
+    shared: Arc<Shared>,
+    events: UffdEvents,
+    /// Faults that were read and are not served, oldest first. A thread waits for each, so there
+    /// are about as many as threads that touch guest memory.
+    pub(crate) waiting: VecDeque<Fault>,
+    /// Pages that were dropped since the memory was registered: they read as zero.
+    pub(crate) removed: PageBitmap,
+}
+
+impl PagedMemory {
+    pub(crate) fn new(uffd: Arc<Uffd>, regions: RegionMap, shared: Arc<Shared>) -> Self {
+        let removed = PageBitmap::new(regions.page_count());
+        Self {
+            uffd,
+            regions,
+            shared,
+            events: UffdEvents::new(),
+            waiting: VecDeque::new(),
+            removed,
+        }
+    }
+
+    /// Reads all messages that wait: removals take effect, faults join the queue. Returns whether
+    /// there was any.
+    pub(crate) fn read_messages(&mut self) -> Result<bool, ServeError> {
+        let mut has_message = false;
+        let mut failure = None;
+        for _ in 0..MAX_READS_IN_A_ROW {
+            let waiting = &mut self.waiting;
+            let removed = &mut self.removed;
+            let regions = &self.regions;
+            let counters = &self.shared.counters;
+            let mut read_at = None;
+            let may_have_more = self.uffd.read(&mut self.events, |event| {
+                has_message = true;
+                match event {
+                    UffdEvent::Fault {
+                        hva,
+                        access,
+                        thread_id,
+                    } => waiting.push_back(Fault {
+                        hva,
+                        access,
+                        thread_id,
+                        read_at: *read_at.get_or_insert_with(Instant::now),
+                    }),
+                    UffdEvent::Removed { start_hva, end_hva } => {
+                        let pages = remove_pages(removed, regions, start_hva, end_hva);
+                        add(&counters.removed_pages, pages);
+                    }
+                    UffdEvent::Unexpected => failure = Some(ServeError::UnexpectedEvent),
+                }
+            })?;
+            if let Some(failure) = failure {
+                return Err(failure);
+            }
+            if !may_have_more {
+                break;
+            }
+        }
+        Ok(has_message)
+    }
+
+    /// Reads the messages, so that the senders of REMOVEs go on, and gives them a processor if
+    /// they seem to have none.
+    pub(crate) fn let_removals_finish(&mut self, turned_down: &mut u32) -> Result<(), ServeError> {
+        if self.read_messages()? {
+            // The senders run. Whoever yields or sleeps now misses the time between this message
+            // of theirs and the next, again and again.
+            *turned_down = 1;
+            return Ok(());
+        }
+        *turned_down = turned_down.saturating_add(1);
+        match *turned_down {
+            1 => {}
+            2..ROUNDS_BEFORE_SLEEP => thread::yield_now(),
+            _ => thread::sleep(RETRY_SLEEP),
+        }
+        Ok(())
+    }
+
+    /// How many of the `pages` from `page_at` on come before the first that was dropped.
+    fn pages_not_removed(&self, page_at: PageLocation, pages: u64) -> u64 {
+        if self.removed.is_empty() {
+            return pages;
+        }
+        (0..pages)
+            .find(|page| self.removed.contains(page_at.index + page))
+            .unwrap_or(pages)
+    }
+
+    /// Whether a region holds each of the `pages` from guest-physical address `gpa` on.
+    pub(crate) fn holds(&self, gpa: u64, pages: u64) -> bool {
+        let mut gpa = gpa;
+        let mut left = pages;
+        while left > 0 {
+            let Some(page_at) = self.regions.locate_gpa(gpa) else {
+                return false;
+            };
+            let held = left.min(page_at.pages_to_region_end);
+            left -= held;
+            gpa = gpa.saturating_add(held * PAGE_SIZE_BYTES);
+        }
+        true
+    }
+
+    /// Tries once to install `bytes`, whole pages, at guest-physical address `gpa`, or as much of
+    /// them as can be done at once.
+    fn try_install(
+        &self,
+        gpa: u64,
+        bytes: &[u8],
+        turned_down: u32,
+    ) -> Result<Installed, ServeError> {
+        let page_at = self
+            .regions
+            .locate_gpa(gpa)
+            .ok_or(ServeError::NoSuchPage { gpa })?;
+        let left = bytes.len() as u64 / PAGE_SIZE_BYTES;
+        let pages = self.pages_not_removed(page_at, left.min(page_at.pages_to_region_end));
+        if pages == 0 {
+            // A page that was dropped is as good as present: it is to stay as it is.
+            return Ok(Installed::AlreadyPresent);
+        }
+        let run = &bytes[..pages as usize * PAGE_SIZE];
+        // SAFETY: the run begins at a page of a region and does not go past the region's end.
+        Ok(attempt(turned_down, || unsafe {
+            self.uffd.copy(page_at.hva, run, false)
+        })?)
+    }
+}
+
+/// Installs `bytes`, whole pages, at guest-physical address `gpa` and wakes nobody. Pages that
+/// are there already or were dropped stay as they are. Returns how many pages it installed.
+///
+/// Several threads may install at once. They share the memory while they copy, and only the one
+/// that has to read messages has it alone: no message is taken away between another one's look
+/// at what was dropped and its copy.
+pub(crate) fn install_run(
+    memory: &RwLock<&mut PagedMemory>,
+    gpa: u64,
+    bytes: &[u8],
+) -> Result<u64, ServeError> {
+    let mut installed_pages = 0;
+    let mut done = 0;
+    let mut turned_down = 0;
+    while done < bytes.len() {
+        let installed = memory
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .try_install(gpa.saturating_add(done as u64), &bytes[done..], turned_down)?;
+        match installed {
+            Installed::Bytes(copied_bytes) => {
+                done += copied_bytes as usize;
+                installed_pages += copied_bytes / PAGE_SIZE_BYTES;
+                turned_down = 0;
+            }
+            Installed::AlreadyPresent => {
+                done += PAGE_SIZE;
+                turned_down = 0;
+            }
+            Installed::Again => memory
+                .write()
+                .unwrap_or_else(PoisonError::into_inner)
+                .let_removals_finish(&mut turned_down)?,
+        }
+    }
+    Ok(installed_pages)
+}
+
+/// Does `operation` once, or, if it has been turned down before, until a REMOVE no longer turns it
+/// down or patience ends. No REMOVE that is still unread can be overlooked by this: it would turn
+/// the operation down.
+pub(crate) fn attempt(
+    turned_down: u32,
+    mut operation: impl FnMut() -> Result<Installed, UffdError>,
+) -> Result<Installed, UffdError> {
+    let attempts = if turned_down == 0 {
+        1
+    } else {
+        ATTEMPTS_IN_A_ROW
+    };
+    for _ in 1..attempts {
+        match operation()? {
+            Installed::Again => std::hint::spin_loop(),
+            installed => return Ok(installed),
+        }
+    }
+    operation()
+}
+
+/// Remembers the pages from `start_hva` to `end_hva` as dropped; returns how many are in a region.
+fn remove_pages(
+    removed: &mut PageBitmap,
+    regions: &RegionMap,
+    start_hva: u64,
+    end_hva: u64,
+) -> u64 {
+    let mut pages = 0;
+    for region in regions.iter() {
+        let start = start_hva.max(region.hva);
+        let end = end_hva.min(region.hva + region.size_bytes);
+        if start >= end {
+            continue;
+        }
+        if let Some(first) = regions.locate_hva(start) {
+            let count = (end - start).div_ceil(PAGE_SIZE_BYTES);
+            for index in first.index..first.index + count {
+                removed.insert(index);
+            }
+            pages += count;
+        }
+    }
+    pages
+}
