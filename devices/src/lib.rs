@@ -11,10 +11,12 @@ pub mod announce;
 pub mod bus;
 pub mod legacy;
 pub mod persist;
+pub mod rate_limiter;
 pub mod virtio;
 
 pub use announce::virtio_mmio_parameter;
 pub use bus::{Bus, BusDevice, BusInsertError};
+pub use rate_limiter::{RateLimiter, RateLimiterConfig, RateLimiterError, TokenBucketConfig};
 
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
