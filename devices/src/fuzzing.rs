@@ -33,25 +33,95 @@ impl Input<'_> {
     }
 }
 
+/// What is on the host's side of a device.
+trait Outside {
+    /// One of the actions 7 to 10, which are the device's own.
+    fn act(&mut self, action: u8, input: &mut Input<'_>, driver: &mut Driver);
+}
+
+/// Nothing is there.
+impl Outside for () {
+    fn act(&mut self, _action: u8, _input: &mut Input<'_>, _driver: &mut Driver) {}
+}
+
 /// An entropy device under a guest that does what `bytes` says.
 pub fn drive_rng(bytes: &[u8]) {
-    drive(bytes, || (Box::new(Rng::new()), None));
+    drive(bytes, || (Box::new(Rng::new()), ()));
 }
 
 /// A socket device under a guest and clients that do what `bytes` says.
 pub fn drive_vsock(bytes: &[u8]) {
     drive(bytes, || {
         let vsock = Vsock::new(VsockConfig::default()).expect("a vsock device without a path");
-        let handle = vsock.handle();
-        (Box::new(vsock), Some(handle))
+        let clients = VsockClients {
+            handle: vsock.handle(),
+            streams: Vec::new(),
+        };
+        (Box::new(vsock), clients)
     });
 }
 
-fn drive(bytes: &[u8], device: impl Fn() -> (Box<dyn VirtioDevice>, Option<VsockHandle>)) {
+struct VsockClients {
+    handle: VsockHandle,
+    streams: Vec<UnixStream>,
+}
+
+impl Outside for VsockClients {
+    fn act(&mut self, action: u8, input: &mut Input<'_>, driver: &mut Driver) {
+        match action {
+            7 => {
+                // A packet with a header that is mostly right.
+                let gpa = buffer_gpa(1, driver.rings[1].avail_idx % 16);
+                let mut header = [0u8; 44];
+                header[0] = 3;
+                header[8] = 2;
+                header[16..20].copy_from_slice(&u32::from(input.u8() % 4).to_le_bytes());
+                let host_port = (1u32 << 30) + u32::from(input.u8() % 4);
+                header[20..24].copy_from_slice(&host_port.to_le_bytes());
+                let len = input.u16();
+                header[24..26].copy_from_slice(&len.to_le_bytes());
+                header[28] = 1;
+                header[30] = input.u8() % 9;
+                header[32] = input.u8();
+                header[36..40].copy_from_slice(&input.bytes::<4>());
+                header[40..44].copy_from_slice(&input.bytes::<4>());
+                let _ = driver.mem.write_slice(&header, GuestAddress(gpa));
+                driver.offer(
+                    1,
+                    &[Piece {
+                        gpa,
+                        len: 44 + u32::from(len),
+                        writable: false,
+                    }],
+                );
+                driver.kick(1);
+                driver.transport.process_pending();
+            }
+            8 => {
+                if self.streams.len() < 8
+                    && let Ok((ours, theirs)) = UnixStream::pair()
+                {
+                    let _ = ours.set_nonblocking(true);
+                    let _ = self.handle.connect(u32::from(input.u8() % 4), theirs);
+                    self.streams.push(ours);
+                }
+            }
+            9 => {
+                let data = input.bytes::<16>();
+                if let Some(stream) = self.streams.last_mut() {
+                    let _ = stream.write(&data);
+                    let _ = stream.read(&mut [0; 64]);
+                }
+            }
+            _ => drop(self.streams.pop()),
+        }
+    }
+}
+
+fn drive<O: Outside>(bytes: &[u8], device: impl Fn() -> (Box<dyn VirtioDevice>, O)) {
     let mut input = Input(bytes);
-    let (first, mut handle) = device();
+    let (first, mut outside) = device();
     let mut driver = Driver::new(first);
-    let mut streams: Vec<UnixStream> = Vec::new();
     while !input.0.is_empty() {
         match input.u8() % 12 {
             0 => driver.boot(u64::from(input.u32())),
@@ -84,59 +154,13 @@ fn drive(bytes: &[u8], device: impl Fn() -> (Box<dyn VirtioDevice>, Option<Vsock
                     }],
                 );
             }
-            7 if driver.rings.len() > 1 => {
-                // A packet with a header that is mostly right.
-                let gpa = buffer_gpa(1, driver.rings[1].avail_idx % 16);
-                let mut header = [0u8; 44];
-                header[0] = 3;
-                header[8] = 2;
-                header[16..20].copy_from_slice(&u32::from(input.u8() % 4).to_le_bytes());
-                let host_port = (1u32 << 30) + u32::from(input.u8() % 4);
-                header[20..24].copy_from_slice(&host_port.to_le_bytes());
-                let len = input.u16();
-                header[24..26].copy_from_slice(&len.to_le_bytes());
-                header[28] = 1;
-                header[30] = input.u8() % 9;
-                header[32] = input.u8();
-                header[36..40].copy_from_slice(&input.bytes::<4>());
-                header[40..44].copy_from_slice(&input.bytes::<4>());
-                let _ = driver.mem.write_slice(&header, GuestAddress(gpa));
-                driver.offer(
-                    1,
-                    &[Piece {
-                        gpa,
-                        len: 44 + u32::from(len),
-                        writable: false,
-                    }],
-                );
-                driver.kick(1);
-                driver.transport.process_pending();
-            }
-            8 => {
-                if let Some(handle) = &handle
-                    && streams.len() < 8
-                    && let Ok((ours, theirs)) = UnixStream::pair()
-                {
-                    let _ = ours.set_nonblocking(true);
-                    let _ = handle.connect(u32::from(input.u8() % 4), theirs);
-                    streams.push(ours);
-                }
-            }
-            9 => {
-                let data = input.bytes::<16>();
-                if let Some(stream) = streams.last_mut() {
-                    let _ = stream.write(&data);
-                    let _ = stream.read(&mut [0; 64]);
-                }
-            }
-            10 => drop(streams.pop()),
+            action @ 7..=10 => outside.act(action, &mut input, &mut driver),
             _ => {
                 let state = driver.transport.save().expect("every device can be saved");
-                let (new, new_handle) = device();
+                let (new, new_outside) = device();
                 let transport = MmioTransport::restore(driver.mem.clone(), new, evt(), &state)
                     .expect("what was saved can be restored");
-                handle = new_handle;
-                streams.clear();
+                outside = new_outside;
                 let rings = driver.rings.clone();
                 driver = Driver::over(driver.mem.clone(), transport, evt());
                 driver.rings = rings;

@@ -86,6 +86,8 @@ pub struct DeviceIo<'a> {
     queues: &'a mut [Virtqueue],
     /// Queues in which buffers were used in this call, a bit each.
     used: u32,
+    /// Whether the configuration space changed in this call.
+    config_changed: bool,
 }
 
 impl<'a> DeviceIo<'a> {
@@ -94,6 +96,7 @@ impl<'a> DeviceIo<'a> {
             mem,
             queues,
             used: 0,
+            config_changed: false,
         }
     }
 
@@ -172,6 +175,15 @@ impl<'a> DeviceIo<'a> {
         queue.disable_notification(mem).map_err(err)
     }
 
+    /// Tells the driver that the configuration space changed (2.5.2), after this call.
+    pub fn notify_config_change(&mut self) {
+        self.config_changed = true;
+    }
+
+    pub(crate) fn config_changed(&self) -> bool {
+        self.config_changed
+    }
+
     /// Whether the driver wants to be interrupted for what was used in this call.
     pub(crate) fn wants_interrupt(&mut self) -> Result<bool, DeviceError> {
         let mut wanted = false;
@@ -211,6 +223,13 @@ pub trait VirtioDevice: Send {
     /// Descriptors, other than the queues', whose readability is an event for the device. They are
     /// the same as long as the device lives.
     fn event_fds(&self) -> Vec<RawFd>;
+
+    /// Whether an event comes only when a descriptor becomes readable, and not as long as it is.
+    /// A device that leaves what it cannot take yet in a descriptor needs it so: the event loop
+    /// would otherwise go round without end.
+    fn events_are_edge_triggered(&self) -> bool {
+        false
+    }
 
     /// The driver is up, with `acked_features`, or was when the device was saved.
     ///

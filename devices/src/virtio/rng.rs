@@ -131,7 +131,7 @@ impl VirtioDevice for Rng {
     fn restore(&mut self, state: &VirtioDeviceState) -> Result<Vec<usize>, RestoreDeviceError> {
         match state {
             VirtioDeviceState::Rng(RngState {}) => Ok(Vec::new()),
-            VirtioDeviceState::Vsock(_) => Err(RestoreDeviceError::OtherDevice { expected: "rng" }),
+            _ => Err(RestoreDeviceError::OtherDevice { expected: "rng" }),
         }
     }
 }

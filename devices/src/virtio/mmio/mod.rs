@@ -421,6 +421,10 @@ impl MmioTransport {
         let mut io = DeviceIo::new(&self.mem, &mut self.queues);
         let result = work(self.device.as_mut(), &mut io);
         let wants_interrupt = io.wants_interrupt();
+        if io.config_changed() {
+            self.config_generation = self.config_generation.wrapping_add(1);
+            self.interrupt.raise(VIRTIO_MMIO_INT_CONFIG);
+        }
         let outcome = result.and_then(|progress| wants_interrupt.map(|wants| (progress, wants)));
         match outcome {
             Ok((progress, wants)) => {
@@ -478,9 +482,13 @@ impl MutEventSubscriber for MmioTransport {
         let queues = (0u32..)
             .zip(&self.slots)
             .map(|(i, slot)| Events::with_data(&slot.evt, i, EventSet::IN));
+        let mut event_set = EventSet::IN;
+        if self.device.events_are_edge_triggered() {
+            event_set |= EventSet::EDGE_TRIGGERED;
+        }
         let device = (DEVICE_EVENT..)
             .zip(self.device.event_fds())
-            .map(|(i, fd)| Events::with_data_raw(fd, i, EventSet::IN));
+            .map(|(i, fd)| Events::with_data_raw(fd, i, event_set));
         for events in queues.chain(device) {
             if let Err(err) = ops.add(events) {
                 tracing::error!(%err, "virtio-mmio: a device's events will not be seen");
