@@ -172,6 +172,11 @@ impl VmConfig {
         })
     }
 
+    /// Whether the guest is one that reads ACPI tables: any but the built-in one.
+    pub fn has_acpi(&self) -> bool {
+        matches!(self.boot_source.kernel, Kernel::Path(_))
+    }
+
     /// Guest memory in bytes.
     pub fn memory_bytes(&self) -> u64 {
         self.machine_config.mem_size_mib.saturating_mul(1 << 20)

@@ -14,6 +14,7 @@ pub mod clock;
 pub mod cold_start;
 pub mod config;
 pub mod function_vm;
+pub mod generation_id;
 pub mod interrupts;
 pub mod invocation;
 pub mod machine;

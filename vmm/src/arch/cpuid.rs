@@ -1,7 +1,7 @@
 //! CPUID of a vCPU: what KVM supports, with topology, and without what would hurt.
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
-use kvm_ioctls::Kvm;
+use kvm_ioctls::{Cap, Kvm};
 
 const LEAF_FEATURES: u32 = 0x1;
 const LEAF_CORES: u32 = 0x4;
@@ -9,6 +9,9 @@ const LEAF_TOPOLOGY: u32 = 0xb;
 const LEAF_TOPOLOGY_V2: u32 = 0x1f;
 const LEAF_AMD_SIZES: u32 = 0x8000_0008;
 const LEAF_KVM_FEATURES: u32 = 0x4000_0001;
+
+/// CPUID leaf 1, ECX: the LAPIC timer has a TSC-deadline mode.
+const TSC_DEADLINE: u32 = 1 << 24;
 
 /// KVM_FEATURE_ASYNC_PF, _ASYNC_PF_VMEXIT and _ASYNC_PF_INT (Documentation/virt/kvm/x86/cpuid.rst).
 /// Asynchronous page faults make a restored guest schedule away on every host fault and lose
@@ -20,7 +23,17 @@ const KVM_ASYNC_PF_BITS: u32 = 1 << 4 | 1 << 10 | 1 << 14;
 /// # Errors
 /// The errno of KVM_GET_SUPPORTED_CPUID.
 pub fn base(kvm: &Kvm) -> Result<CpuId, kvm_ioctls::Error> {
-    kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+    let mut cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
+    // KVM's own LAPIC has this timer mode on every processor, and leaves it to its user to say so:
+    // without it a guest has to calibrate another mode against a timer that it may not have.
+    if kvm.check_extension(Cap::TscDeadlineTimer) {
+        for entry in cpuid.as_mut_slice() {
+            if entry.function == LEAF_FEATURES {
+                entry.ecx |= TSC_DEADLINE;
+            }
+        }
+    }
+    Ok(cpuid)
 }
 
 /// `base` for the vCPU `index` of `count`: one socket, one thread a core.

@@ -7,6 +7,7 @@
 //! 0x0000_9000  boot page tables (identity map of the first GiB)
 //! 0x0002_0000  kernel command line
 //! 0x0009_fc00  end of low RAM: MP table
+//! 0x000e_0000  ACPI tables, and the generation id in the last page before 0xf_0000
 //! 0x0010_0000  high RAM: kernel, initrd
 //! 0xd000_0000  MMIO hole: virtio-mmio devices, then IOAPIC and LAPIC
 //! 0x1_0000_0000 RAM that did not fit below the hole
@@ -42,6 +43,12 @@ pub const CMDLINE_MAX_BYTES: usize = 2048;
 pub const LOW_RAM_END: u64 = 0x9_fc00;
 /// Intel MP table, in the last KiB below 640 KiB, where Linux looks for it.
 pub const MP_TABLE: GuestAddress = GuestAddress(LOW_RAM_END);
+/// ACPI tables: in the range that Linux also searches if it is not told where they are.
+pub const ACPI_TABLES: GuestAddress = GuestAddress(0xe_0000);
+/// The generation id, 16 bytes, at the end of the tables' range.
+pub const GENERATION_ID: GuestAddress = GuestAddress(0xe_f000);
+/// What the memory map reserves: the tables, the generation id, and the BIOS's range behind them.
+pub const FIRMWARE_START: u64 = ACPI_TABLES.0;
 /// Start of high RAM; kernels are loaded at or above.
 pub const HIGH_RAM_START: GuestAddress = GuestAddress(0x10_0000);
 
@@ -54,6 +61,13 @@ pub const MMIO_HOLE_END: u64 = 0x1_0000_0000;
 pub const VIRTIO_MMIO_BASE: u64 = MMIO_HOLE_START;
 /// Interrupt line of the first virtio-mmio device; the n-th has this plus n.
 pub const VIRTIO_MMIO_FIRST_GSI: u32 = 5;
+/// Interrupt line that tells of a new generation id: the IOAPIC's last. Virtio devices have those
+/// before it.
+pub const GENERATION_ID_GSI: u32 = 23;
+/// ACPI sleep control register, an I/O port.
+pub const SLEEP_CONTROL_PORT: u64 = 0x600;
+/// ACPI sleep status register, an I/O port.
+pub const SLEEP_STATUS_PORT: u64 = 0x601;
 /// IOAPIC address.
 pub const IOAPIC_BASE: u32 = 0xfec0_0000;
 /// LAPIC address.

@@ -1,8 +1,10 @@
 //! Loading a kernel into guest memory and preparing what its boot protocol asks for.
 //!
-//! An ELF kernel that carries a PVH note is started by PVH, any other by Linux's 64-bit boot
-//! protocol (Documentation/arch/x86/boot.rst).
+//! An ELF kernel that carries a PVH note is started by PVH, any other, and a bzImage, by Linux's
+//! 64-bit boot protocol (Documentation/arch/x86/boot.rst).
 
+mod acpi;
+mod bzimage;
 mod mp_table;
 mod protocol;
 
@@ -11,13 +13,16 @@ use std::io::{Cursor, Read, Seek, SeekFrom};
 use std::path::PathBuf;
 
 use linux_loader::cmdline::Cmdline;
-use linux_loader::loader::{Elf, KernelLoader, KernelLoaderResult, PvhBootCapability};
+use linux_loader::loader::bootparam::setup_header;
+use linux_loader::loader::{Elf, KernelLoader, PvhBootCapability};
+use reapvm_devices::announce;
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, ReadVolatile};
 
 use crate::arch::layout;
 use crate::arch::segments::EntryMode;
 use crate::config::{BootSource, Kernel};
+use crate::generation_id::{self, GenerationIdError};
 
 /// Why a kernel could not be made ready to start.
 #[derive(Debug, Error)]
@@ -33,9 +38,10 @@ pub enum BootError {
         #[source]
         source: std::io::Error,
     },
-    /// The file is not an ELF kernel that can be loaded.
+    /// The file is not a kernel that can be loaded.
     #[error(
-        "cannot load the kernel {name}: {reason}; give an uncompressed x86-64 ELF image (vmlinux)"
+        "cannot load the kernel {name}: {reason}; give an x86-64 bzImage (vmlinuz) or an \
+         uncompressed ELF image (vmlinux)"
     )]
     Kernel {
         /// The kernel's path or "(built-in)".
@@ -69,6 +75,9 @@ pub enum BootError {
     /// Boot parameters could not be written.
     #[error("cannot write the boot parameters into guest memory: {0}")]
     BootParams(String),
+    /// The generation id.
+    #[error(transparent)]
+    GenerationId(#[from] GenerationIdError),
     /// Guest memory refused a write of boot tables.
     #[error("cannot write the boot tables into guest memory")]
     Memory(#[from] vm_memory::GuestMemoryError),
@@ -90,36 +99,63 @@ struct Initrd {
     size_bytes: u64,
 }
 
-/// Loads kernel, initrd, command line, memory map and MP table.
+/// A kernel in guest memory.
+struct LoadedKernel {
+    entry: EntryPoint,
+    /// First address behind all that it uses before it reads its memory map.
+    end_gpa: u64,
+    /// Of a bzImage.
+    setup_header: Option<setup_header>,
+}
+
+/// Where a virtio-mmio device lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MmioWindow {
+    /// First guest-physical address of its registers.
+    pub gpa: u64,
+    /// Length in bytes.
+    pub size_bytes: u64,
+    /// Its interrupt line.
+    pub gsi: u32,
+}
+
+/// Loads kernel, initrd, command line, memory map, MP table and ACPI tables.
 ///
-/// `announcements` are the device parameters that are put behind the user's command line.
+/// `devices` are announced behind the user's command line, for kernels without ACPI, and in the
+/// ACPI tables. A kernel that reads both takes each device once.
 ///
 /// # Errors
 /// See [`BootError`].
 pub fn load(
     memory: &GuestMemoryMmap<()>,
     source: &BootSource,
-    announcements: &[String],
+    devices: &[MmioWindow],
     vcpus: u8,
     memory_bytes: u64,
 ) -> Result<EntryPoint, BootError> {
     let (name, kernel) = load_kernel(memory, &source.kernel, memory_bytes)?;
-    let kernel_end = kernel.kernel_end;
     tracing::debug!(
         kernel = name,
-        load = format_args!("{:#x}", kernel.kernel_load.0),
-        end = format_args!("{kernel_end:#x}"),
-        pvh = ?kernel.pvh_boot_cap,
+        entry = format_args!("{:#x}", kernel.entry.gpa),
+        mode = ?kernel.entry.mode,
+        end = format_args!("{:#x}", kernel.end_gpa),
         "kernel loaded"
     );
     let initrd = match &source.initrd {
         None => None,
-        Some(path) => Some(load_initrd(memory, path.clone(), kernel_end, memory_bytes)?),
+        Some(path) => Some(load_initrd(
+            memory,
+            path.clone(),
+            kernel.end_gpa,
+            memory_bytes,
+        )?),
     };
-    let cmdline = compose_cmdline(&source.cmdline, announcements)?;
+    let cmdline = compose_cmdline(&source.cmdline, devices)?;
     linux_loader::loader::load_cmdline(memory, layout::CMDLINE, &cmdline)
         .map_err(|error| BootError::Cmdline(error.to_string()))?;
     mp_table::write(memory, vcpus)?;
+    let rsdp_gpa = acpi::write(memory, vcpus, devices)?;
+    generation_id::write_new(memory)?;
 
     let cmdline_bytes = cmdline
         .as_cstring()
@@ -130,30 +166,22 @@ pub fn load(
         cmdline_bytes,
         initrd,
         memory_bytes,
+        rsdp_gpa,
     };
-    match kernel.pvh_boot_cap {
-        PvhBootCapability::PvhEntryPresent(GuestAddress(gpa)) => {
-            protocol::write_pvh(memory, &parameters)?;
-            Ok(EntryPoint {
-                gpa,
-                mode: EntryMode::Protected,
-            })
-        }
-        PvhBootCapability::PvhEntryNotPresent | PvhBootCapability::PvhEntryIgnored => {
-            protocol::write_linux64(memory, &parameters)?;
-            Ok(EntryPoint {
-                gpa: kernel.kernel_load.0,
-                mode: EntryMode::Long,
-            })
+    match kernel.entry.mode {
+        EntryMode::Protected => protocol::write_pvh(memory, &parameters)?,
+        EntryMode::Long => {
+            protocol::write_linux64(memory, &parameters, kernel.setup_header)?;
         }
     }
+    Ok(kernel.entry)
 }
 
 fn load_kernel(
     memory: &GuestMemoryMmap<()>,
     kernel: &Kernel,
     memory_bytes: u64,
-) -> Result<(String, KernelLoaderResult), BootError> {
+) -> Result<(String, LoadedKernel), BootError> {
     match kernel {
         Kernel::Path(path) => {
             let name = format!("'{}'", path.display());
@@ -170,7 +198,12 @@ fn load_kernel(
                     reason: "it is not a regular file".into(),
                 });
             }
-            let result = load_elf(memory, &mut file, &name, metadata.len(), memory_bytes)?;
+            let is_bzimage = bzimage::is_bzimage(&mut file).map_err(read)?;
+            let result = if is_bzimage {
+                bzimage::load(memory, &mut file, &name, memory_bytes)?
+            } else {
+                load_elf(memory, &mut file, &name, metadata.len(), memory_bytes)?
+            };
             Ok((name, result))
         }
         Kernel::Builtin => {
@@ -189,7 +222,7 @@ fn load_elf<F: Read + ReadVolatile + Seek>(
     name: &str,
     image_bytes: u64,
     memory_bytes: u64,
-) -> Result<KernelLoaderResult, BootError> {
+) -> Result<LoadedKernel, BootError> {
     let too_large = || BootError::KernelTooLarge {
         name: name.to_owned(),
         memory_mib: memory_bytes >> 20,
@@ -217,7 +250,22 @@ fn load_elf<F: Read + ReadVolatile + Seek>(
             reason: "its entry point lies outside its segments".into(),
         });
     }
-    Ok(result)
+    Ok(LoadedKernel {
+        entry: match result.pvh_boot_cap {
+            PvhBootCapability::PvhEntryPresent(GuestAddress(gpa)) => EntryPoint {
+                gpa,
+                mode: EntryMode::Protected,
+            },
+            PvhBootCapability::PvhEntryNotPresent | PvhBootCapability::PvhEntryIgnored => {
+                EntryPoint {
+                    gpa: result.kernel_load.0,
+                    mode: EntryMode::Long,
+                }
+            }
+        },
+        end_gpa: result.kernel_end,
+        setup_header: None,
+    })
 }
 
 /// Where the highest segment of an ELF image ends in guest memory; none if it has no segments.
@@ -277,13 +325,15 @@ fn load_initrd(
     Ok(Initrd { gpa, size_bytes })
 }
 
-fn compose_cmdline(user: &str, announcements: &[String]) -> Result<Cmdline, BootError> {
+fn compose_cmdline(user: &str, devices: &[MmioWindow]) -> Result<Cmdline, BootError> {
     let error = |error: linux_loader::cmdline::Error| BootError::Cmdline(error.to_string());
     let mut cmdline = Cmdline::new(layout::CMDLINE_MAX_BYTES).map_err(error)?;
     if !user.trim().is_empty() {
         cmdline.insert_str(user).map_err(error)?;
     }
-    for announcement in announcements {
+    for device in devices {
+        let announcement =
+            announce::virtio_mmio_parameter(device.gpa, device.size_bytes, device.gsi);
         cmdline.insert_str(announcement).map_err(error)?;
     }
     Ok(cmdline)
@@ -351,8 +401,12 @@ mod tests {
     fn a_command_line_beyond_its_limit_is_refused() {
         assert!(compose_cmdline(&"a".repeat(layout::CMDLINE_MAX_BYTES), &[]).is_err());
         assert!(compose_cmdline("naïve", &[]).is_err());
-        let line =
-            compose_cmdline("quiet", &["virtio_mmio.device=4K@0xd0000000:5".into()]).unwrap();
+        let device = MmioWindow {
+            gpa: 0xd000_0000,
+            size_bytes: 0x1000,
+            gsi: 5,
+        };
+        let line = compose_cmdline("quiet", &[device]).unwrap();
         assert_eq!(
             line.as_cstring().unwrap().to_str().unwrap(),
             "quiet virtio_mmio.device=4K@0xd0000000:5"

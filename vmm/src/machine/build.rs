@@ -21,6 +21,7 @@ use crate::arch::{cpuid, layout, msr};
 use crate::boot::{self, BootError, EntryPoint};
 use crate::clock;
 use crate::config::{ConfigError, VmConfig};
+use crate::generation_id::{self, GenerationIdError};
 use crate::interrupts::{self, InterruptError};
 use crate::memory::{MemoryError, MemoryManager};
 use crate::vcpu::{
@@ -87,6 +88,9 @@ pub enum BuildError {
     /// The state file holds nonsense.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The guest cannot be told that it is another copy.
+    #[error(transparent)]
+    GenerationId(#[from] GenerationIdError),
     /// No eventfd.
     #[error("cannot create an eventfd")]
     EventFd(#[source] std::io::Error),
@@ -312,7 +316,7 @@ impl Machine {
         let entry = boot::load(
             memory.guest_memory(),
             &config.boot_source,
-            &device_set::announcements(&config),
+            &device_set::windows(&config),
             config.machine_config.vcpu_count,
             config.memory_bytes(),
         )?;
@@ -385,6 +389,11 @@ impl Machine {
         let mut machine = parts.assemble(config, memory, devices, vcpus)?;
         machine.restore_marks.state_loaded_ns = clock::monotonic_ns();
         machine.memory.start_paging()?;
+        if let Some(irq) = &machine.devices.generation_id_irq {
+            // Before the guest runs: no instruction of this copy finds the old id.
+            generation_id::write_new(machine.memory.guest_memory())?;
+            irq.write(1).map_err(GenerationIdError::Notify)?;
+        }
         machine.restore_marks.memory_ready_ns = clock::monotonic_ns();
         Ok(machine)
     }

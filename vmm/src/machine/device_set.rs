@@ -15,14 +15,16 @@ use reapvm_devices::virtio::mmio::{
 };
 use reapvm_devices::virtio::rng::Rng;
 use reapvm_devices::virtio::vsock::{Vsock, VsockConfig, VsockError, VsockHandle};
-use reapvm_devices::{Bus, GuestMemory, announce};
+use reapvm_devices::{Bus, GuestMemory};
 use reapvm_snapshot::{Persist, StateError, StateFile};
 use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::console::{Console, ConsoleInput};
 use super::event_loop::{OnEvent, Subscriber};
+use super::power::SleepRegisters;
 use crate::arch::layout;
+use crate::boot::MmioWindow;
 use crate::config::VmConfig;
 
 /// Devices cannot be made, saved or restored.
@@ -62,6 +64,8 @@ pub(super) struct DeviceSet {
     serial: Arc<Mutex<SerialDevice>>,
     transports: Vec<Arc<Mutex<MmioTransport>>>,
     pub(super) vsock: Option<VsockHandle>,
+    /// Tells the guest of a new generation id, if it can be told.
+    pub(super) generation_id_irq: Option<EventFd>,
     pub(super) pio: Arc<Bus>,
     pub(super) mmio: Arc<Bus>,
     pub(super) subscribers: Vec<Subscriber>,
@@ -81,19 +85,17 @@ fn virtio_count(config: &VmConfig) -> u32 {
     u32::from(config.vsock.is_some()) + u32::from(config.rng)
 }
 
-fn window(index: u32) -> (u64, u32) {
-    let base = layout::VIRTIO_MMIO_BASE + u64::from(index) * MMIO_DEVICE_SIZE_BYTES;
-    (base, layout::VIRTIO_MMIO_FIRST_GSI + index)
+fn window(index: u32) -> MmioWindow {
+    MmioWindow {
+        gpa: layout::VIRTIO_MMIO_BASE + u64::from(index) * MMIO_DEVICE_SIZE_BYTES,
+        size_bytes: MMIO_DEVICE_SIZE_BYTES,
+        gsi: layout::VIRTIO_MMIO_FIRST_GSI + index,
+    }
 }
 
-/// The kernel parameters that announce the devices of `config`.
-pub(super) fn announcements(config: &VmConfig) -> Vec<String> {
-    (0..virtio_count(config))
-        .map(|index| {
-            let (base, gsi) = window(index);
-            announce::virtio_mmio_parameter(base, MMIO_DEVICE_SIZE_BYTES, gsi)
-        })
-        .collect()
+/// Where the virtio devices of `config` lie.
+pub(super) fn windows(config: &VmConfig) -> Vec<MmioWindow> {
+    (0..virtio_count(config)).map(window).collect()
 }
 
 impl DeviceSet {
@@ -137,12 +139,26 @@ impl DeviceSet {
 
         let reset = eventfd()?;
         let reset_seen = reset.try_clone().map_err(DeviceError::EventFd)?;
+        let power_off = reset.try_clone().map_err(DeviceError::EventFd)?;
         subscribers.push(Arc::new(Mutex::new(OnEvent::new(reset_seen, on_reset))));
         pio.insert(
             I8042_BASE_PORT,
             I8042_PORT_COUNT,
             Arc::new(Mutex::new(I8042Device::new(reset))),
         )?;
+
+        pio.insert(
+            layout::SLEEP_CONTROL_PORT,
+            layout::SLEEP_STATUS_PORT - layout::SLEEP_CONTROL_PORT + 1,
+            Arc::new(Mutex::new(SleepRegisters::new(power_off))),
+        )?;
+        let generation_id_irq = if config.has_acpi() {
+            let irq = eventfd()?;
+            register_irq(vm, &irq, layout::GENERATION_ID_GSI)?;
+            Some(irq)
+        } else {
+            None
+        };
 
         let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
         let mut vsock_handle = None;
@@ -160,7 +176,7 @@ impl DeviceSet {
         let mut transports = Vec::with_capacity(devices.len());
         for (index, device) in (0_u32..).zip(devices) {
             let irq = eventfd()?;
-            let (base, gsi) = window(index);
+            let MmioWindow { gpa, gsi, .. } = window(index);
             register_irq(vm, &irq, gsi)?;
             let transport = match saved {
                 None => MmioTransport::new(memory.clone(), device, irq)?,
@@ -175,7 +191,7 @@ impl DeviceSet {
             };
             for queue in 0..transport.queue_count() {
                 if let Some(event) = transport.queue_event_fd(queue) {
-                    let address = IoEventAddress::Mmio(base + NOTIFY_OFFSET);
+                    let address = IoEventAddress::Mmio(gpa + NOTIFY_OFFSET);
                     vm.register_ioevent(event, &address, queue as u32)
                         .map_err(|source| DeviceError::Kvm {
                             what: "queue notification",
@@ -184,7 +200,7 @@ impl DeviceSet {
                 }
             }
             let transport = Arc::new(Mutex::new(transport));
-            mmio.insert(base, MMIO_DEVICE_SIZE_BYTES, Arc::clone(&transport) as _)?;
+            mmio.insert(gpa, MMIO_DEVICE_SIZE_BYTES, Arc::clone(&transport) as _)?;
             subscribers.push(Arc::clone(&transport) as _);
             transports.push(transport);
         }
@@ -192,6 +208,7 @@ impl DeviceSet {
             serial,
             transports,
             vsock: vsock_handle,
+            generation_id_irq,
             pio: Arc::new(pio),
             mmio: Arc::new(mmio),
             subscribers,
@@ -239,15 +256,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn devices_are_announced_one_window_and_one_line_apart() {
+    fn devices_lie_one_window_and_one_line_apart() {
         let mut config = VmConfig::for_function("helloworld").unwrap();
         config.rng = true;
         assert_eq!(
-            announcements(&config),
-            [
-                "virtio_mmio.device=4K@0xd0000000:5",
-                "virtio_mmio.device=4K@0xd0001000:6"
-            ]
+            windows(&config),
+            [(0xd000_0000, 5), (0xd000_1000, 6)].map(|(gpa, gsi)| MmioWindow {
+                gpa,
+                size_bytes: 0x1000,
+                gsi,
+            })
         );
     }
 }

@@ -13,6 +13,7 @@ mod console;
 mod device_set;
 mod event_loop;
 mod exits;
+mod power;
 mod save;
 
 use std::fmt;
@@ -34,6 +35,8 @@ pub use device_set::DeviceError;
 pub use event_loop::EventLoopError;
 pub use exits::ExitEvents;
 pub use save::SaveError;
+
+pub(crate) use power::SOFT_OFF_SLEEP_TYPE;
 
 use device_set::DeviceSet;
 use event_loop::EventLoop;
