@@ -156,6 +156,8 @@ fn drive<O: Outside>(bytes: &[u8], device: impl Fn() -> (Box<dyn VirtioDevice>, 
             }
             action @ 7..=10 => outside.act(action, &mut input, &mut driver),
             _ => {
+                let rest = driver.transport.prepare_save();
+                rest.expect("every device comes to rest");
                 let state = driver.transport.save().expect("every device can be saved");
                 let (new, new_outside) = device();
                 let transport = MmioTransport::restore(driver.mem.clone(), new, evt(), &state)

@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use virtio_queue::DescriptorChain;
 
+use super::balloon::BalloonState;
+use super::net::NetState;
 use super::queue::{QueueError, Virtqueue};
 use super::rng::RngState;
 use super::vsock::VsockState;
@@ -18,6 +20,10 @@ pub enum VirtioDeviceState {
     Rng(RngState),
     /// A socket device.
     Vsock(VsockState),
+    /// A network device.
+    Net(NetState),
+    /// A memory balloon.
+    Balloon(BalloonState),
 }
 
 /// Why a device cannot start to work.
@@ -261,7 +267,22 @@ pub trait VirtioDevice: Send {
     /// Back to the state before the driver came. All that it was doing for the driver ends.
     fn reset(&mut self);
 
-    /// The device's state, to be given to [`restore`](Self::restore) of a new device.
+    /// Comes to rest for a save: what is on its way for the driver ends, with its outcome told to
+    /// the driver, and nothing new is begun. Afterwards the device writes to guest memory no more
+    /// until its next event, so that state and memory go together. `io` is `None` when no driver
+    /// is up.
+    ///
+    /// A virtual machine that goes on after the save needs no counterpart: a device that left
+    /// something to be done has an event pending.
+    ///
+    /// # Errors
+    /// When the host fails the device, or the driver broke a queue.
+    fn prepare_save(&mut self, _io: Option<&mut DeviceIo<'_>>) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    /// The device's state, to be given to [`restore`](Self::restore) of a new device. The device
+    /// is at rest: see [`prepare_save`](Self::prepare_save).
     ///
     /// # Errors
     /// When the device cannot be saved: there is no default that pretends.

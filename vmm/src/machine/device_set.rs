@@ -80,11 +80,6 @@ fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Number of virtio devices that `config` asks for.
-fn virtio_count(config: &VmConfig) -> u32 {
-    u32::from(config.vsock.is_some()) + u32::from(config.rng)
-}
-
 fn window(index: u32) -> MmioWindow {
     MmioWindow {
         gpa: layout::VIRTIO_MMIO_BASE + u64::from(index) * MMIO_DEVICE_SIZE_BYTES,
@@ -95,7 +90,9 @@ fn window(index: u32) -> MmioWindow {
 
 /// Where the virtio devices of `config` lie.
 pub(super) fn windows(config: &VmConfig) -> Vec<MmioWindow> {
-    (0..virtio_count(config)).map(window).collect()
+    (0..config.virtio_device_count() as u32)
+        .map(window)
+        .collect()
 }
 
 impl DeviceSet {
@@ -170,7 +167,7 @@ impl DeviceSet {
             vsock_handle = Some(vsock.handle());
             devices.push(Box::new(vsock));
         }
-        if config.rng {
+        if config.entropy.is_some() {
             devices.push(Box::new(Rng::new()));
         }
         let mut transports = Vec::with_capacity(devices.len());
@@ -222,7 +219,8 @@ impl DeviceSet {
         file.push(SerialDevice::KIND, SerialDevice::VERSION, &serial.save())?;
         let mut transports = Vec::with_capacity(self.transports.len());
         for transport in &self.transports {
-            let transport = lock(transport);
+            let mut transport = lock(transport);
+            transport.prepare_save()?;
             file.push(
                 MmioTransport::KIND,
                 MmioTransport::VERSION,
@@ -258,7 +256,7 @@ mod tests {
     #[test]
     fn devices_lie_one_window_and_one_line_apart() {
         let mut config = VmConfig::for_function("helloworld").unwrap();
-        config.rng = true;
+        config.entropy = Some(crate::config::EntropySettings::default());
         assert_eq!(
             windows(&config),
             [(0xd000_0000, 5), (0xd000_1000, 6)].map(|(gpa, gsi)| MmioWindow {

@@ -49,6 +49,9 @@ pub enum TransportError {
     /// The device asks for more queues than a transport has.
     #[error("a virtio device with {0} queues is not supported: at most 32")]
     TooManyQueues(usize),
+    /// The device does not come to rest.
+    #[error("the virtio device cannot be brought to rest for a save")]
+    PrepareSave(#[source] DeviceError),
     /// The device cannot be saved.
     #[error(transparent)]
     Save(#[from] SaveDeviceError),
@@ -238,7 +241,36 @@ impl MmioTransport {
         })
     }
 
-    /// The device's state. The vCPUs must be paused: a notification that comes later is lost.
+    /// Brings the device to rest, to be called right before [`save`](Self::save) with the vCPUs
+    /// paused: waits for what is on its way, and tells the driver the outcome. The device must not
+    /// handle an event between the two.
+    ///
+    /// # Errors
+    /// When the host fails the device. One whose queue the driver broke is saved as it is then: in
+    /// need of a reset.
+    pub fn prepare_save(&mut self) -> Result<(), TransportError> {
+        if self.queues.is_empty() {
+            return self
+                .device
+                .prepare_save(None)
+                .map_err(TransportError::PrepareSave);
+        }
+        let mut failed = None;
+        self.run(|device, io| match device.prepare_save(Some(io)) {
+            Err(err @ DeviceError::Host(_)) => {
+                failed = Some(err);
+                Ok(Progress::Done)
+            }
+            other => other.map(|()| Progress::Done),
+        });
+        match failed {
+            Some(err) => Err(TransportError::PrepareSave(err)),
+            None => Ok(()),
+        }
+    }
+
+    /// The device's state. The vCPUs must be paused: a notification that comes later is lost. The
+    /// device must be at rest: see [`prepare_save`](Self::prepare_save).
     ///
     /// # Errors
     /// When the device cannot be saved, or an eventfd fails.
