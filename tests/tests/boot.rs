@@ -162,7 +162,7 @@ fn two_vcpus_and_an_rng_device_do_not_disturb_a_function() {
     guarded(|| {
         let mut config = VmConfig::for_function("helloworld").unwrap();
         config.machine_config.vcpu_count = 2;
-        config.rng = true;
+        config.entropy = Some(reapvm::config::EntropySettings::default());
         let vm = FunctionVm::boot(config, TIMEOUT).unwrap();
         check(
             "helloworld",
@@ -280,8 +280,7 @@ fn the_end_of_a_guest_is_known_and_final() {
         let scratch = scratch::dir();
         let kernel = scratch.path().join("kernel");
         Image::long_mode(guest::TRIPLE_FAULT).write(&kernel);
-        let mut config = VmConfig::for_function("helloworld").unwrap();
-        config.boot_source.kernel = reapvm::config::Kernel::Path(kernel);
+        let config = VmConfig::for_kernel(kernel);
         let mut machine =
             reapvm::machine::Machine::boot(config, reapvm::machine::Console::none()).unwrap();
         machine.resume().unwrap();
@@ -303,8 +302,7 @@ fn a_guest_that_is_never_ready_is_given_up() {
         let kernel = scratch.path().join("kernel");
         for code in [guest::HALT, guest::SPIN, guest::SAY_HI] {
             Image::long_mode(code).write(&kernel);
-            let mut config = VmConfig::for_function("helloworld").unwrap();
-            config.boot_source.kernel = reapvm::config::Kernel::Path(kernel.clone());
+            let config = VmConfig::for_kernel(kernel.clone());
             let limit = std::time::Duration::from_millis(500);
             let Err(error) = FunctionVm::boot(config, limit) else {
                 panic!("it cannot be ready");

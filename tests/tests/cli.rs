@@ -358,7 +358,7 @@ fn snapshot_info_tells_what_there_is() {
             + before["memory"]["data_pages"].as_u64().unwrap();
         assert_eq!(
             pages * 4096,
-            before["vm"]["machine_config"]["mem_size_mib"]
+            before["vm"]["machine-config"]["mem_size_mib"]
                 .as_u64()
                 .unwrap()
                 << 20

@@ -4,8 +4,8 @@
 use std::path::Path;
 use std::thread;
 
-use reapvm::config::VmConfig;
-use reapvm::function_vm::{self, FunctionVm};
+use reapvm::config::{EntropySettings, VmConfig};
+use reapvm::function_vm::{self, FunctionVm, ReadyWhen};
 use reapvm::machine::{Lifecycle, Machine, MachineError, RestoreOptions, SaveError};
 use reapvm_reap::MemoryRestoreMode;
 use reapvm_tests::launcher;
@@ -186,7 +186,7 @@ fn a_machine_of_two_vcpus_with_an_rng_device_is_restored() {
         let dir = scratch.path().join("snap");
         let mut config = VmConfig::for_function("helloworld").unwrap();
         config.machine_config.vcpu_count = 2;
-        config.rng = true;
+        config.entropy = Some(EntropySettings::default());
         let mut vm = FunctionVm::boot(config, TIMEOUT).unwrap();
         vm.invoke(&input(0), TIMEOUT).unwrap();
         vm.save(&dir).unwrap();
@@ -214,7 +214,7 @@ fn a_restored_machine_listens_on_a_socket_of_its_own() {
             .iter()
             .map(|path| {
                 let mut options = RestoreOptions::new(MemoryRestoreMode::OnDemand);
-                options.vsock_uds_path = Some(path.clone());
+                options.overrides.vsock_uds_path = Some(path.clone());
                 let mut machine = Machine::restore(&snapshots::open(&dir), options).unwrap();
                 machine.resume().unwrap();
                 machine
@@ -274,7 +274,13 @@ fn a_new_snapshot_replaces_an_old_one_with_its_working_set() {
         invoke(&dir, MemoryRestoreMode::Record, 1);
         let before = snapshots::open(&dir).id();
         let config = VmConfig::for_function("helloworld").unwrap();
-        function_vm::create_snapshot(config, &input(0), &dir, TIMEOUT).unwrap();
+        function_vm::create_snapshot(
+            config,
+            &ReadyWhen::default(),
+            Some(&input(0)),
+            &dir,
+            TIMEOUT,
+        ).unwrap();
         let snapshot = snapshots::open(&dir);
         assert_ne!(snapshot.id(), before);
         assert!(!snapshot.working_set_path().exists());

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use thiserror::Error;
 
+use crate::config::Overrides;
 use crate::invocation::{Connection, InvokeError};
 use crate::machine::{BuildError, Machine, MachineError, RestoreOptions, config_of};
 use crate::residency;
@@ -25,6 +26,8 @@ pub struct ColdStart<'a> {
     pub mode: MemoryRestoreMode,
     /// How the working set is installed, in prefetch mode.
     pub install_method: InstallMethod,
+    /// What this instance has other than the machine that was saved.
+    pub overrides: &'a Overrides,
     /// The function's input.
     pub input: &'a Value,
     /// How long the response may take.
@@ -187,6 +190,7 @@ pub fn run(
     let snapshot = Arc::new(Snapshot::open(start.dir)?);
     let options = RestoreOptions {
         install_method: start.install_method,
+        overrides: start.overrides.clone(),
         ..RestoreOptions::new(start.mode)
     };
     let mut machine = Machine::restore(&snapshot, options)?;

@@ -1,5 +1,6 @@
-//! Booting a built-in function and saving it when it is ready to be cold-started.
+//! Booting a guest that serves a function and saving it when it is ready to be cold-started.
 
+use std::io::Read;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -10,9 +11,14 @@ use thiserror::Error;
 use crate::config::VmConfig;
 use crate::invocation::{Connection, InvokeError, describe_exit};
 use crate::machine::{BuildError, Console, ConsoleWatch, Machine, MachineError, SaveError};
+use crate::vcpu::GuestExit;
 
-/// The line by which a guest says that it serves.
+/// The line by which the built-in guest says that it serves.
 const READY_LINE: &str = "ready";
+/// How long a guest that has not answered a connection request is left alone with it.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long to wait before the next connection request.
+const PROBE_PAUSE: Duration = Duration::from_millis(20);
 /// How long the guest may take to let go of the warm-up's connection.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -44,6 +50,24 @@ pub enum FunctionVmError {
     NotSettled,
 }
 
+/// By what a guest shows that it is ready.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReadyWhen {
+    /// A whole line of its console says this, and nothing else.
+    ConsoleLine(String),
+    /// Its console says this somewhere.
+    ConsoleText(String),
+    /// It takes a connection on this vsock port.
+    VsockPort(u32),
+}
+
+impl Default for ReadyWhen {
+    /// What the built-in guest does.
+    fn default() -> Self {
+        Self::ConsoleLine(READY_LINE.to_owned())
+    }
+}
+
 /// A booted machine that serves its function.
 pub struct FunctionVm {
     /// The machine, running.
@@ -53,24 +77,39 @@ pub struct FunctionVm {
 }
 
 impl FunctionVm {
-    /// Boots `config` and waits until the guest says that it serves.
+    /// Boots `config` and waits until the built-in guest says that it serves.
     ///
     /// # Errors
     /// See [`FunctionVmError`].
     pub fn boot(config: VmConfig, timeout: Duration) -> Result<Self, FunctionVmError> {
+        Self::boot_until(config, &ReadyWhen::default(), timeout)
+    }
+
+    /// Boots `config` and waits until its guest is `ready`.
+    ///
+    /// # Errors
+    /// See [`FunctionVmError`].
+    pub fn boot_until(
+        config: VmConfig,
+        ready: &ReadyWhen,
+        timeout: Duration,
+    ) -> Result<Self, FunctionVmError> {
         let (console, watch) = Console::watched();
         let mut machine = Machine::boot(config, console)?;
+        if matches!(ready, ReadyWhen::VsockPort(_)) {
+            // Before any time is spent on waiting for what cannot be.
+            machine.vsock()?;
+        }
         machine.resume()?;
         let exits = machine.exits();
-        if !watch.wait_for_line(READY_LINE, timeout, || exits.reason().is_some()) {
-            let reason = exits.reason().map_or_else(
-                || format!("within {:.1} s", timeout.as_secs_f64()),
-                |exit| format!("before it ended: {}", describe_exit(&exit)),
-            );
-            return Err(FunctionVmError::NotReady {
-                reason,
-                console: watch.text(),
-            });
+        let ended = || exits.reason().is_some();
+        let is_ready = match ready {
+            ReadyWhen::ConsoleLine(line) => watch.wait_for_line(line, timeout, ended),
+            ReadyWhen::ConsoleText(text) => watch.wait_for_text(text, timeout, ended),
+            ReadyWhen::VsockPort(port) => wait_for_port(&machine, *port, timeout)?,
+        };
+        if !is_ready {
+            return Err(not_ready(exits.reason().as_ref(), timeout, &watch));
         }
         Ok(Self {
             machine,
@@ -92,32 +131,70 @@ impl FunctionVm {
     /// # Errors
     /// See [`FunctionVmError`].
     pub fn save(&mut self, dir: &Path) -> Result<Manifest, FunctionVmError> {
-        let vsock = self.machine.vsock()?;
-        let deadline = Instant::now() + SETTLE_TIMEOUT;
-        while vsock.connection_count() > 0 {
-            if Instant::now() > deadline {
-                return Err(FunctionVmError::NotSettled);
+        if self.machine.config().vsock.is_some() {
+            let vsock = self.machine.vsock()?;
+            let deadline = Instant::now() + SETTLE_TIMEOUT;
+            while vsock.connection_count() > 0 {
+                if Instant::now() > deadline {
+                    return Err(FunctionVmError::NotSettled);
+                }
+                std::thread::sleep(Duration::from_millis(1));
             }
-            std::thread::sleep(Duration::from_millis(1));
         }
         self.machine.pause()?;
         Ok(self.machine.save(dir)?)
     }
 }
 
-/// Boots the built-in function of `config`, serves one warm-up invocation with `warm_up` and
-/// saves the machine to `dir`.
+/// Boots `config`, waits until its guest is `ready`, serves one invocation with `warm_up`, if there
+/// is one, and saves the machine to `dir`.
 ///
 /// # Errors
 /// See [`FunctionVmError`].
 pub fn create_snapshot(
     config: VmConfig,
-    warm_up: &Value,
+    ready: &ReadyWhen,
+    warm_up: Option<&Value>,
     dir: &Path,
     timeout: Duration,
 ) -> Result<Manifest, FunctionVmError> {
-    let mut vm = FunctionVm::boot(config, timeout)?;
-    vm.invoke(warm_up, timeout)
-        .map_err(FunctionVmError::WarmUp)?;
+    let mut vm = FunctionVm::boot_until(config, ready, timeout)?;
+    if let Some(warm_up) = warm_up {
+        vm.invoke(warm_up, timeout)
+            .map_err(FunctionVmError::WarmUp)?;
+    }
     vm.save(dir)
+}
+
+fn not_ready(
+    exit: Option<&GuestExit>,
+    timeout: Duration,
+    console: &ConsoleWatch,
+) -> FunctionVmError {
+    FunctionVmError::NotReady {
+        reason: exit.map_or_else(
+            || format!("within {:.1} s", timeout.as_secs_f64()),
+            |exit| format!("before it ended: {}", describe_exit(exit)),
+        ),
+        console: console.text(),
+    }
+}
+
+/// Asks for a connection to `port` until the guest takes one; false if it ends before, or not
+/// within `timeout`. The connection is closed again.
+fn wait_for_port(machine: &Machine, port: u32, timeout: Duration) -> Result<bool, FunctionVmError> {
+    let deadline = Instant::now() + timeout;
+    while machine.exits().reason().is_none() && Instant::now() < deadline {
+        let mut stream = machine.connect_acknowledged(port)?;
+        stream
+            .set_read_timeout(Some(PROBE_TIMEOUT))
+            .map_err(MachineError::SocketPair)?;
+        // Refused: the stream ends. Not answered: the guest's driver may not be up.
+        if matches!(stream.read(&mut [0]), Ok(1)) {
+            return Ok(true);
+        }
+        drop(stream);
+        std::thread::sleep(PROBE_PAUSE);
+    }
+    Ok(false)
 }

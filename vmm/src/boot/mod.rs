@@ -21,7 +21,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, ReadVolatile};
 
 use crate::arch::layout;
 use crate::arch::segments::EntryMode;
-use crate::config::{BootSource, Kernel};
+use crate::config::{Kernel, VmConfig};
 use crate::generation_id::{self, GenerationIdError};
 
 /// Why a kernel could not be made ready to start.
@@ -128,11 +128,12 @@ pub struct MmioWindow {
 /// See [`BootError`].
 pub fn load(
     memory: &GuestMemoryMmap<()>,
-    source: &BootSource,
+    config: &VmConfig,
     devices: &[MmioWindow],
-    vcpus: u8,
-    memory_bytes: u64,
 ) -> Result<EntryPoint, BootError> {
+    let source = &config.boot_source;
+    let memory_bytes = config.memory_bytes();
+    let vcpus = config.machine_config.vcpu_count;
     let (name, kernel) = load_kernel(memory, &source.kernel, memory_bytes)?;
     tracing::debug!(
         kernel = name,
@@ -150,7 +151,7 @@ pub fn load(
             memory_bytes,
         )?),
     };
-    let cmdline = compose_cmdline(&source.cmdline, devices)?;
+    let cmdline = compose_cmdline(&config.cmdline(), devices)?;
     linux_loader::loader::load_cmdline(memory, layout::CMDLINE, &cmdline)
         .map_err(|error| BootError::Cmdline(error.to_string()))?;
     mp_table::write(memory, vcpus)?;
@@ -347,19 +348,17 @@ mod tests {
         GuestMemoryMmap::from_ranges(&[(GuestAddress(0), size_mib << 20)]).unwrap()
     }
 
-    fn source(kernel: &std::path::Path) -> BootSource {
-        BootSource {
-            kernel: Kernel::Path(kernel.to_owned()),
-            initrd: None,
-            cmdline: "console=ttyS0".into(),
-        }
+    fn config(kernel: &str) -> VmConfig {
+        let mut config = VmConfig::for_kernel(kernel.into());
+        config.machine_config.mem_size_mib = 64;
+        config
     }
 
     #[test]
     fn a_file_that_is_no_elf_is_refused_by_name() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), vec![7_u8; 8192]).unwrap();
-        let error = load(&memory(64), &source(file.path()), &[], 1, 64 << 20).unwrap_err();
+        let error = load(&memory(64), &config(file.path().to_str().unwrap()), &[]).unwrap_err();
         assert!(matches!(error, BootError::Kernel { .. }), "{error}");
         assert!(
             error
@@ -371,15 +370,8 @@ mod tests {
     #[test]
     fn an_empty_kernel_file_and_a_missing_one_are_refused() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        assert!(load(&memory(64), &source(file.path()), &[], 1, 64 << 20).is_err());
-        let error = load(
-            &memory(64),
-            &source("/nonexistent/vmlinux".as_ref()),
-            &[],
-            1,
-            64 << 20,
-        )
-        .unwrap_err();
+        assert!(load(&memory(64), &config(file.path().to_str().unwrap()), &[]).is_err());
+        let error = load(&memory(64), &config("/nonexistent/vmlinux"), &[]).unwrap_err();
         assert!(
             matches!(error, BootError::Read { what: "kernel", .. }),
             "{error}"
@@ -388,12 +380,9 @@ mod tests {
 
     #[test]
     fn the_built_in_image_does_not_fit_into_17_mib() {
-        let boot = BootSource {
-            kernel: Kernel::Builtin,
-            initrd: None,
-            cmdline: String::new(),
-        };
-        let error = load(&memory(16), &boot, &[], 1, 16 << 20).unwrap_err();
+        let mut boot = VmConfig::for_function("helloworld").unwrap();
+        boot.machine_config.mem_size_mib = 16;
+        let error = load(&memory(16), &boot, &[]).unwrap_err();
         assert!(matches!(error, BootError::KernelTooLarge { .. }), "{error}");
     }
 

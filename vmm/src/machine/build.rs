@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileTypeExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
@@ -20,7 +20,7 @@ use crate::arch::segments::{self, EntryMode};
 use crate::arch::{cpuid, layout, msr};
 use crate::boot::{self, BootError, EntryPoint};
 use crate::clock;
-use crate::config::{ConfigError, VmConfig};
+use crate::config::{ConfigError, Overrides, VmConfig};
 use crate::generation_id::{self, GenerationIdError};
 use crate::interrupts::{self, InterruptError};
 use crate::memory::{MemoryError, MemoryManager};
@@ -107,8 +107,8 @@ pub struct RestoreOptions {
     pub install_method: InstallMethod,
     /// The serial port.
     pub console: Console,
-    /// A path for this instance's vsock socket; none: only [`Machine::connect`].
-    pub vsock_uds_path: Option<PathBuf>,
+    /// What this instance has other than the machine that was saved.
+    pub overrides: Overrides,
     /// Called on the pager's thread when it cannot go on. The machine has been told by then
     /// ([`GuestExit::PagerFailed`]); a launcher may end the process here.
     pub on_pager_failure: Option<PagerFailureHook>,
@@ -121,7 +121,7 @@ impl RestoreOptions {
             mode,
             install_method: InstallMethod::default(),
             console: Console::none(),
-            vsock_uds_path: None,
+            overrides: Overrides::default(),
             on_pager_failure: None,
         }
     }
@@ -315,10 +315,8 @@ impl Machine {
         let memory = MemoryManager::new(config.memory_bytes())?;
         let entry = boot::load(
             memory.guest_memory(),
-            &config.boot_source,
+            &config,
             &device_set::windows(&config),
-            config.machine_config.vcpu_count,
-            config.memory_bytes(),
         )?;
         let parts = Parts::new(exit_events()?)?;
         memory.register(&parts.vm)?;
@@ -354,11 +352,8 @@ impl Machine {
     /// See [`BuildError`]. A mode that cannot run is an error; no other takes its place.
     pub fn restore(snapshot: &Arc<Snapshot>, options: RestoreOptions) -> Result<Self, BuildError> {
         let mut config = config_of(snapshot)?;
+        options.overrides.apply(&mut config)?;
         config.validate()?;
-        if let Some(vsock) = &mut config.vsock {
-            // The socket of the machine that was saved is not this one's.
-            vsock.uds_path = options.vsock_uds_path;
-        }
         let state = snapshot.read_state()?;
         let exit_events = exit_events()?;
         let exits = Arc::clone(&exit_events);

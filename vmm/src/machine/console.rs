@@ -70,22 +70,45 @@ impl ConsoleWatch {
         &self,
         wanted: &str,
         timeout: Duration,
+        ended: impl FnMut() -> bool,
+    ) -> bool {
+        let says_so = |text: &[u8]| {
+            // Only whole lines: the last piece may still grow.
+            let whole = text
+                .iter()
+                .rposition(|&byte| byte == b'\n')
+                .map_or(0, |end| end + 1);
+            text[..whole]
+                .split(|&b| b == b'\n')
+                .any(|line| line.trim_ascii() == wanted.as_bytes())
+        };
+        self.wait_until(says_so, timeout, ended)
+    }
+
+    /// Waits until `wanted` was written, in whatever line; false if `ended` says so or after
+    /// `timeout`.
+    pub fn wait_for_text(
+        &self,
+        wanted: &str,
+        timeout: Duration,
+        ended: impl FnMut() -> bool,
+    ) -> bool {
+        let wanted = wanted.as_bytes();
+        let says_so = |text: &[u8]| text.windows(wanted.len().max(1)).any(|part| part == wanted);
+        self.wait_until(says_so, timeout, ended)
+    }
+
+    fn wait_until(
+        &self,
+        says_so: impl Fn(&[u8]) -> bool,
+        timeout: Duration,
         mut ended: impl FnMut() -> bool,
     ) -> bool {
         const LOOK_AGAIN: Duration = Duration::from_millis(20);
         let deadline = Instant::now() + timeout;
         let mut kept = self.kept();
         loop {
-            let text: Vec<u8> = kept.iter().copied().collect();
-            // Only whole lines: the last piece may still grow.
-            let whole = text
-                .iter()
-                .rposition(|&byte| byte == b'\n')
-                .map_or(0, |end| end + 1);
-            if text[..whole]
-                .split(|&b| b == b'\n')
-                .any(|line| line.trim_ascii() == wanted.as_bytes())
-            {
+            if says_so(kept.make_contiguous()) {
                 return true;
             }
             if Instant::now() >= deadline || ended() {

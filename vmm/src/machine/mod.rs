@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kvm_ioctls::{Kvm, VmFd};
-use reapvm_devices::virtio::vsock::VsockHandle;
+use reapvm_devices::virtio::vsock::{VsockConnectError, VsockHandle};
 use thiserror::Error;
 
 use crate::config::{ConfigError, VmConfig};
@@ -93,7 +93,7 @@ pub enum MachineError {
         port: u32,
         /// What the device said.
         #[source]
-        source: reapvm_devices::virtio::vsock::VsockConnectError,
+        source: VsockConnectError,
     },
     /// No socket pair.
     #[error("cannot create a socket pair")]
@@ -239,9 +239,25 @@ impl Machine {
     /// # Errors
     /// The machine has no vsock device, or it does not take the connection.
     pub fn connect(&self, port: u32) -> Result<UnixStream, MachineError> {
+        self.connect_by(VsockHandle::connect, port)
+    }
+
+    /// As [`connect`](Self::connect), but the stream first carries the line `OK <host port>` when
+    /// the guest has accepted.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub fn connect_acknowledged(&self, port: u32) -> Result<UnixStream, MachineError> {
+        self.connect_by(VsockHandle::connect_acknowledged, port)
+    }
+
+    fn connect_by(
+        &self,
+        connect: fn(&VsockHandle, u32, UnixStream) -> Result<(), VsockConnectError>,
+        port: u32,
+    ) -> Result<UnixStream, MachineError> {
         let (ours, theirs) = UnixStream::pair().map_err(MachineError::SocketPair)?;
-        self.vsock()?
-            .connect(port, theirs)
+        connect(&self.vsock()?, port, theirs)
             .map_err(|source| MachineError::Connect { port, source })?;
         Ok(ours)
     }

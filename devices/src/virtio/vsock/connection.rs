@@ -26,7 +26,7 @@ pub(super) struct ConnectionKey {
 /// Who asked for the connection, and how it is told that it stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
-    /// A client of the Unix socket: it gets an `OK` line.
+    /// A client of the Unix socket, or whoever asks for the same: it gets an `OK` line.
     Client,
     /// This process: it gets nothing.
     Injected,

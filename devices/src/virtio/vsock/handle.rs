@@ -39,6 +39,8 @@ pub(super) struct ConnectionCounts {
 pub(super) struct ConnectRequest {
     pub(super) guest_port: u32,
     pub(super) stream: UnixStream,
+    /// Whether the stream is to be told when the guest accepts.
+    pub(super) is_acknowledged: bool,
 }
 
 /// Connects streams to the guest of one socket device, from any thread.
@@ -58,9 +60,35 @@ impl VsockHandle {
     /// # Errors
     /// When too many streams wait, the device is gone, or the stream cannot be made non-blocking.
     pub fn connect(&self, guest_port: u32, stream: UnixStream) -> Result<(), VsockConnectError> {
+        self.hand_in(guest_port, stream, false)
+    }
+
+    /// As [`connect`](Self::connect), but the other half first reads the line `OK <host port>`
+    /// when the guest has accepted, as a client of the Unix socket does.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub fn connect_acknowledged(
+        &self,
+        guest_port: u32,
+        stream: UnixStream,
+    ) -> Result<(), VsockConnectError> {
+        self.hand_in(guest_port, stream, true)
+    }
+
+    fn hand_in(
+        &self,
+        guest_port: u32,
+        stream: UnixStream,
+        is_acknowledged: bool,
+    ) -> Result<(), VsockConnectError> {
         stream.set_nonblocking(true)?;
         self.counts.waiting.fetch_add(1, Ordering::SeqCst);
-        let sent = self.sender.try_send(ConnectRequest { guest_port, stream });
+        let sent = self.sender.try_send(ConnectRequest {
+            guest_port,
+            stream,
+            is_acknowledged,
+        });
         if let Err(err) = sent {
             self.counts.waiting.fetch_sub(1, Ordering::SeqCst);
             return Err(match err {

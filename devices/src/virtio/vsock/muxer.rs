@@ -191,7 +191,12 @@ impl Muxer {
         let _ = self.inbox.evt.read();
         while let Some(request) = self.inbox.next() {
             if driver_up && let Some(token) = self.watch(&request.stream) {
-                self.open_to_guest(token, request.guest_port, Origin::Injected, request.stream);
+                let origin = if request.is_acknowledged {
+                    Origin::Client
+                } else {
+                    Origin::Injected
+                };
+                self.open_to_guest(token, request.guest_port, origin, request.stream);
             }
             self.publish_count();
             self.inbox.taken();

@@ -20,8 +20,8 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use reapvm::cold_start::{ColdStart, ColdStartReport};
-use reapvm::config::VmConfig;
-use reapvm::function_vm::FunctionVm;
+use reapvm::config::{Overrides, VmConfig};
+use reapvm::function_vm::{self, FunctionVm, ReadyWhen};
 use reapvm::invocation::Connection;
 use reapvm::page_cache;
 use reapvm_reap::MemoryRestoreMode;
@@ -117,8 +117,13 @@ struct Warm {
 /// machine that is saved is another one: it has served the warm-up only.
 fn boot_and_save(function: &str, dir: &Path, runs: u32) -> Result<Warm, Box<dyn Error>> {
     let config = VmConfig::for_function(function)?;
-    let manifest =
-        reapvm::function_vm::create_snapshot(config.clone(), &input(WARM_UP_SEED), dir, TIMEOUT)?;
+    let manifest = function_vm::create_snapshot(
+        config.clone(),
+        &ReadyWhen::default(),
+        Some(&input(WARM_UP_SEED)),
+        dir,
+        TIMEOUT,
+    )?;
     let vm = FunctionVm::boot(config, TIMEOUT)?;
     vm.invoke(&input(WARM_UP_SEED), TIMEOUT)?;
     let recorded_response = vm.invoke(&input(RECORDED_SEED), TIMEOUT)?;
@@ -141,7 +146,7 @@ fn boot_and_save(function: &str, dir: &Path, runs: u32) -> Result<Warm, Box<dyn 
 
 fn cold_start(start: &ColdStart<'_>, expected: &Value) -> Result<ColdStartReport, Box<dyn Error>> {
     page_cache::evict_directory(start.dir)?;
-    let report = worker::invoke(start)?;
+    let report = worker::invoke(start, &[])?;
     let (mode, input) = (start.mode, start.input);
     if report.mode != mode {
         return Err(format!("asked for memory mode {mode}, but {} ran", report.mode).into());
@@ -167,7 +172,9 @@ fn measure_function(
     let warm = boot_and_save(function, &dir, arguments.runs)?;
     progress.step(format!("{function}: recording"));
     let recorded_input = input(RECORDED_SEED);
+    let overrides = Overrides::default();
     let recording = ColdStart {
+        overrides: &overrides,
         dir: &dir,
         mode: MemoryRestoreMode::Record,
         install_method: arguments.install,

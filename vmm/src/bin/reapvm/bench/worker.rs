@@ -1,20 +1,26 @@
 //! One cold start in a process of its own, as a launcher would start it.
 
 use std::error::Error;
+use std::ffi::OsString;
 use std::process::{Command, Stdio};
 
 use reapvm::clock;
 use reapvm::cold_start::{ColdStart, ColdStartReport};
 
 /// Starts `reapvm invoke` and returns what it reports. The clock starts right before the new
-/// process is made, whatever `start` says, so that making it and its exec are counted.
-pub(crate) fn invoke(start: &ColdStart<'_>) -> Result<ColdStartReport, Box<dyn Error>> {
+/// process is made, whatever `start` says, so that making it and its exec are counted. Overrides are
+/// given as `more_arguments`.
+pub(crate) fn invoke(
+    start: &ColdStart<'_>,
+    more_arguments: &[OsString],
+) -> Result<ColdStartReport, Box<dyn Error>> {
     let mut command = Command::new(std::env::current_exe()?);
     command
         .arg("invoke")
         .arg(start.dir)
         .args(["--memory", start.mode.as_str()])
         .args(["--install", start.install_method.as_str()])
+        .args(more_arguments)
         .args(["--json", "--input", &start.input.to_string()])
         .args(["--timeout", &start.timeout.as_secs_f64().to_string()])
         .stdin(Stdio::null())

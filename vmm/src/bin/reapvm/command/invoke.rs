@@ -11,7 +11,9 @@ use crate::bench::worker;
 use crate::cli::Invoke;
 
 pub(super) fn run(arguments: &Invoke, process_start_ns: u64) -> CommandResult {
+    let overrides = arguments.overrides.overrides()?;
     let start = ColdStart {
+        overrides: &overrides,
         dir: &arguments.dir,
         mode: arguments.memory,
         install_method: arguments.install,
@@ -26,7 +28,10 @@ pub(super) fn run(arguments: &Invoke, process_start_ns: u64) -> CommandResult {
             if arguments.cold {
                 page_cache::evict_directory(&arguments.dir)?;
             }
-            print(&worker::invoke(&start)?, arguments.json)?;
+            print(
+                &worker::invoke(&start, &arguments.overrides.to_arguments())?,
+                arguments.json,
+            )?;
         }
         return Ok(ExitCode::SUCCESS);
     }

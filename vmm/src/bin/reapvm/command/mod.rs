@@ -2,6 +2,7 @@
 
 mod image;
 mod invoke;
+mod restore;
 mod run;
 mod snapshot;
 
@@ -16,9 +17,10 @@ pub(crate) type CommandResult = Result<ExitCode, Box<dyn Error>>;
 
 pub(crate) fn run(command: Command, process_start_ns: u64) -> CommandResult {
     match command {
-        Command::Run(arguments) => run::run(arguments),
+        Command::Run(arguments) => run::run(&arguments),
         Command::Snapshot(command) => snapshot::run(command),
         Command::Invoke(arguments) => invoke::run(&arguments, process_start_ns),
+        Command::Restore(arguments) => restore::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Image(command) => image::run(command),
     }

@@ -3,73 +3,64 @@
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
-use reapvm::config::{BootSource, Kernel, MachineConfig, VmConfig, VsockSettings};
 use reapvm::invocation::describe_exit;
 use reapvm::machine::{Console, Machine};
 use reapvm::vcpu::GuestExit;
 
 use super::CommandResult;
-use crate::cli::Run;
-use crate::terminal::{RawTerminal, watch_termination};
+use crate::cli::{Run, Serial};
+use crate::terminal::{RawTerminal, Termination, watch_termination};
 
-/// Kernel command line of a guest that gives none.
-const DEFAULT_CMDLINE: &str = "console=ttyS0";
-const DEFAULT_MEMORY_MIB: u64 = 256;
-
-fn config_of(arguments: &Run) -> Result<VmConfig, reapvm::config::ConfigError> {
-    let mut config = match &arguments.guest.function {
-        Some(name) => VmConfig::for_function(name)?,
-        None => VmConfig {
-            boot_source: BootSource {
-                kernel: arguments
-                    .guest
-                    .kernel
-                    .clone()
-                    .map_or(Kernel::Builtin, Kernel::Path),
-                initrd: arguments.initrd.clone(),
-                cmdline: arguments
-                    .cmdline
-                    .clone()
-                    .unwrap_or_else(|| DEFAULT_CMDLINE.to_owned()),
-            },
-            machine_config: MachineConfig {
-                vcpu_count: 1,
-                mem_size_mib: DEFAULT_MEMORY_MIB,
-            },
-            vsock: None,
-            rng: false,
-            function: None,
-        },
-    };
-    config.machine_config.vcpu_count = arguments.vcpus;
-    if let Some(mem_size_mib) = arguments.mem {
-        config.machine_config.mem_size_mib = mem_size_mib;
-    }
-    if let Some(path) = &arguments.vsock_uds {
-        config.vsock = Some(VsockSettings {
-            guest_cid: arguments.vsock_cid,
-            uds_path: Some(path.clone()),
-        });
-    }
-    config.rng = arguments.rng;
-    Ok(config)
-}
-
-pub(super) fn run(arguments: Run) -> CommandResult {
-    let config = config_of(&arguments)?;
+pub(super) fn run(arguments: &Run) -> CommandResult {
+    let config = arguments.machine.config()?;
     // Before any thread is started: they all inherit the blocked signals.
     let termination = watch_termination()?;
-    let console = Console {
-        output: Box::new(std::io::stdout()),
-        input: Some(std::io::stdin().as_fd().try_clone_to_owned()?),
-    };
-    let mut machine = Machine::boot(config, console)?;
+    let machine = Machine::boot(config, console(&arguments.serial)?)?;
+    run_to_its_end(machine, &arguments.serial, termination, arguments.timeout)
+}
+
+/// The serial port's two ends.
+pub(super) fn console(serial: &Serial) -> Result<Console, String> {
+    Ok(match serial {
+        Serial::Stdio => Console {
+            output: Box::new(std::io::stdout()),
+            input: Some(
+                std::io::stdin()
+                    .as_fd()
+                    .try_clone_to_owned()
+                    .map_err(|error| format!("cannot use standard input: {error}"))?,
+            ),
+        },
+        Serial::None => Console::none(),
+        Serial::File(path) => Console {
+            output: Box::new(std::fs::File::create(path).map_err(|error| {
+                format!(
+                    "cannot write the serial port's output to '{}': {error}",
+                    path.display()
+                )
+            })?),
+            input: None,
+        },
+    })
+}
+
+/// Lets `machine` run until its guest, a signal or `timeout` ends it.
+pub(super) fn run_to_its_end(
+    mut machine: Machine,
+    serial: &Serial,
+    termination: Termination,
+    timeout: Option<Duration>,
+) -> CommandResult {
     let exits = Arc::clone(machine.exits());
     termination.on_signal(move |_| exits.end(GuestExit::Stopped))?;
-    let terminal = RawTerminal::enter();
+    let terminal = match serial {
+        Serial::Stdio => RawTerminal::enter(),
+        Serial::None | Serial::File(_) => None,
+    };
     machine.resume()?;
-    let exit = machine.wait(arguments.timeout);
+    let exit = machine.wait(timeout);
     drop(terminal);
     match exit {
         Some(GuestExit::Reset) => Ok(ExitCode::SUCCESS),
@@ -82,7 +73,7 @@ pub(super) fn run(arguments: Run) -> CommandResult {
         Some(exit) => Err(format!("the guest failed: {}", describe_exit(&exit)).into()),
         None => Err(format!(
             "the guest had not ended after {:.1} s (--timeout)",
-            arguments.timeout.unwrap_or_default().as_secs_f64()
+            timeout.unwrap_or_default().as_secs_f64()
         )
         .into()),
     }

@@ -4,14 +4,13 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use reapvm::config::VmConfig;
-use reapvm::function_vm;
+use reapvm::function_vm::{self, ReadyWhen};
 use reapvm_reap::{WorkingSet, WorkingSetError, trace};
 use reapvm_snapshot::{PAGE_SIZE, Snapshot};
 use serde::Serialize;
 
 use super::CommandResult;
-use crate::cli::{SnapshotCommand, SnapshotCreate, SnapshotInfo, SnapshotVerify};
+use crate::cli::{SnapshotCommand, SnapshotCreate, SnapshotInfo, SnapshotVerify, WaitFor};
 use crate::output;
 
 pub(super) fn run(command: SnapshotCommand) -> CommandResult {
@@ -23,15 +22,29 @@ pub(super) fn run(command: SnapshotCommand) -> CommandResult {
 }
 
 fn create(arguments: &SnapshotCreate) -> CommandResult {
-    let mut config = VmConfig::for_function(&arguments.function)?;
-    config.machine_config.vcpu_count = arguments.vcpus;
-    if let Some(mem_size_mib) = arguments.mem {
-        config.machine_config.mem_size_mib = mem_size_mib;
-    }
-    config.rng = arguments.rng;
+    let config = arguments.machine.config()?;
+    let name = config.function.clone();
+    let ready = match (&arguments.wait_for, &name) {
+        (Some(WaitFor::Text(text)), _) => ReadyWhen::ConsoleText(text.clone()),
+        (Some(WaitFor::VsockPort(port)), _) => ReadyWhen::VsockPort(*port),
+        (None, Some(_)) => ReadyWhen::default(),
+        (None, None) => {
+            return Err(
+                "when is the guest ready to be saved? Say so with --wait-for TEXT or vsock:PORT"
+                    .into(),
+            );
+        }
+    };
+    let default_warm_up = serde_json::json!({"seed": 0});
+    let warm_up = match (&arguments.warm_up, &name) {
+        (Some(input), _) => Some(input),
+        (None, Some(_)) => Some(&default_warm_up),
+        (None, None) => None,
+    };
     let manifest = function_vm::create_snapshot(
         config,
-        &arguments.warm_up,
+        &ready,
+        warm_up,
         &arguments.output,
         arguments.timeout,
     )?;
@@ -39,7 +52,7 @@ fn create(arguments: &SnapshotCreate) -> CommandResult {
         "{}: snapshot {} of {}, {} of {} pages hold data",
         arguments.output.display(),
         manifest.id,
-        arguments.function,
+        name.as_deref().unwrap_or("a machine"),
         manifest.memory.data_pages,
         manifest.memory.data_pages + manifest.memory.zero_pages
     );

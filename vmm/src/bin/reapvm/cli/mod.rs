@@ -1,10 +1,14 @@
 //! The command line.
 
+mod machine;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use reapvm_reap::{InstallMethod, MemoryRestoreMode};
+
+pub(crate) use machine::{MachineOptions, OverrideOptions};
 
 /// A minimal KVM hypervisor that starts snapshots with their working set prefetched (REAP).
 #[derive(Parser)]
@@ -34,6 +38,8 @@ pub(crate) enum Command {
     Snapshot(SnapshotCommand),
     /// Restore a snapshot, call its function, print the response
     Invoke(Invoke),
+    /// Restore a snapshot and let it run; its console is standard input and output
+    Restore(Restore),
     /// Measure warm and cold starts of the built-in functions
     Bench(Bench),
     /// The built-in guest's image
@@ -41,61 +47,62 @@ pub(crate) enum Command {
     Image(ImageCommand),
 }
 
-/// Which guest a machine runs.
-#[derive(Args)]
-#[group(id = "guest", required = true, multiple = false)]
-pub(crate) struct Guest {
-    /// An uncompressed x86-64 ELF kernel
-    #[arg(long, value_name = "ELF")]
-    pub(crate) kernel: Option<PathBuf>,
-    /// A function of the built-in guest: `reapvm image list` names them
-    #[arg(long, value_name = "NAME")]
-    pub(crate) function: Option<String>,
-}
-
 #[derive(Args)]
 pub(crate) struct Run {
     #[command(flatten)]
-    pub(crate) guest: Guest,
-    /// Initial RAM disk
-    #[arg(
-        long,
-        value_name = "FILE",
-        requires = "kernel",
-        conflicts_with = "function"
-    )]
-    pub(crate) initrd: Option<PathBuf>,
-    /// Kernel command line; devices are announced behind it [default: console=ttyS0]
-    #[arg(
-        long,
-        value_name = "TEXT",
-        requires = "kernel",
-        conflicts_with = "function"
-    )]
-    pub(crate) cmdline: Option<String>,
-    /// Guest memory, such as 256M or 1G [default: 256M, or what the function needs]
-    #[arg(long, value_name = "SIZE", value_parser = reapvm::config::parse_memory_mib)]
-    pub(crate) mem: Option<u64>,
-    /// Number of vCPUs
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub(crate) vcpus: u8,
-    /// Unix socket for connections into the guest: send `CONNECT <port>`, read `OK <port>`
-    #[arg(long, value_name = "PATH")]
-    pub(crate) vsock_uds: Option<PathBuf>,
-    /// The guest's vsock context id
-    #[arg(long, value_name = "CID", default_value_t = reapvm::config::DEFAULT_GUEST_CID)]
-    pub(crate) vsock_cid: u32,
-    /// Give the guest a virtio-rng device
-    #[arg(long)]
-    pub(crate) rng: bool,
+    pub(crate) machine: MachineOptions,
+    /// The serial port: `stdio`, `none`, or a file that takes its output
+    #[arg(long, value_name = "WHERE", default_value = "stdio")]
+    pub(crate) serial: Serial,
     /// End the machine with an error if the guest has not ended by itself after this long
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) timeout: Option<Duration>,
 }
 
+/// Where the serial port leads.
+#[derive(Clone, Debug)]
+pub(crate) enum Serial {
+    /// Standard input and output.
+    Stdio,
+    /// Nowhere.
+    None,
+    /// Into a file.
+    File(PathBuf),
+}
+
+impl From<std::ffi::OsString> for Serial {
+    fn from(text: std::ffi::OsString) -> Self {
+        match text.to_str() {
+            Some("stdio") => Self::Stdio,
+            Some("none") => Self::None,
+            _ => Self::File(text.into()),
+        }
+    }
+}
+
+/// By what a guest shows that it is ready to be saved.
+#[derive(Clone, Debug)]
+pub(crate) enum WaitFor {
+    /// A text on its console.
+    Text(String),
+    /// A vsock port that takes a connection.
+    VsockPort(u32),
+}
+
+fn wait_for(text: &str) -> Result<WaitFor, String> {
+    match text.strip_prefix("vsock:") {
+        None if text.trim().is_empty() => Err("a text to wait for cannot be empty".to_owned()),
+        None => Ok(WaitFor::Text(text.to_owned())),
+        Some(port) => port
+            .parse()
+            .map(WaitFor::VsockPort)
+            .map_err(|_| format!("'{port}' is no vsock port")),
+    }
+}
+
 #[derive(Subcommand)]
 pub(crate) enum SnapshotCommand {
-    /// Boot a built-in function, serve one warm-up invocation, save the machine
+    /// Boot a machine, wait until it is ready, serve one warm-up invocation, save it
     Create(SnapshotCreate),
     /// Say what a snapshot holds
     Info(SnapshotInfo),
@@ -105,24 +112,19 @@ pub(crate) enum SnapshotCommand {
 
 #[derive(Args)]
 pub(crate) struct SnapshotCreate {
-    /// The built-in function: `reapvm image list` names them
-    #[arg(long, value_name = "NAME")]
-    pub(crate) function: String,
+    #[command(flatten)]
+    pub(crate) machine: MachineOptions,
     /// The snapshot directory to make; an older snapshot there is replaced at once
     #[arg(short, long, value_name = "DIR")]
     pub(crate) output: PathBuf,
-    /// Guest memory, such as 256M [default: what the function needs]
-    #[arg(long, value_name = "SIZE", value_parser = reapvm::config::parse_memory_mib)]
-    pub(crate) mem: Option<u64>,
-    /// Number of vCPUs
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub(crate) vcpus: u8,
-    /// Give the guest a virtio-rng device
-    #[arg(long)]
-    pub(crate) rng: bool,
-    /// Input of the warm-up invocation
-    #[arg(long, value_name = "JSON", default_value = "{\"seed\":0}", value_parser = json)]
-    pub(crate) warm_up: serde_json::Value,
+    /// Save when the console says TEXT, or when a vsock port takes connections: `vsock:PORT`
+    ///
+    /// A built-in function says by itself when it serves.
+    #[arg(long, value_name = "TEXT|vsock:PORT", value_parser = wait_for, conflicts_with = "function")]
+    pub(crate) wait_for: Option<WaitFor>,
+    /// Serve one invocation with this input before saving [default for functions: {"seed":0}]
+    #[arg(long, value_name = "JSON", value_parser = json)]
+    pub(crate) warm_up: Option<serde_json::Value>,
     /// How long booting and the warm-up may each take
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
     pub(crate) timeout: Duration,
@@ -178,6 +180,8 @@ pub(crate) struct Invoke {
     /// one-read: one read of the whole file, then the copies, as the REAP paper has it.
     #[arg(long, value_name = "METHOD", default_value = "streamed", value_parser = install_method, verbatim_doc_comment)]
     pub(crate) install: InstallMethod,
+    #[command(flatten)]
+    pub(crate) overrides: OverrideOptions,
     /// Take the snapshot's files out of the page cache first, and fail if they stay
     #[arg(long)]
     pub(crate) cold: bool,
@@ -196,6 +200,23 @@ pub(crate) struct Invoke {
     /// Moment of exec on the monotonic clock, in ns: given by a launcher that measures
     #[arg(long, value_name = "NS", hide = true)]
     pub(crate) started_at_ns: Option<u64>,
+}
+
+#[derive(Args)]
+pub(crate) struct Restore {
+    /// The snapshot directory
+    pub(crate) dir: PathBuf,
+    /// How guest memory comes back: see `reapvm invoke --help`
+    #[arg(long, value_name = "MODE", default_value = "ondemand", value_parser = mode)]
+    pub(crate) memory: MemoryRestoreMode,
+    #[command(flatten)]
+    pub(crate) overrides: OverrideOptions,
+    /// The serial port: `stdio`, `none`, or a file that takes its output
+    #[arg(long, value_name = "WHERE", default_value = "stdio")]
+    pub(crate) serial: Serial,
+    /// End the machine with an error if the guest has not ended by itself after this long
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) timeout: Option<Duration>,
 }
 
 #[derive(Args)]
