@@ -1,12 +1,18 @@
 //! Virtio devices and their transport (Virtual I/O Device version 1.2; chapter numbers in this
 //! module are that document's).
 
+pub mod balloon;
 pub mod device;
 pub mod mmio;
+pub mod net;
 pub mod queue;
 pub mod rng;
 pub mod vsock;
 
+pub use balloon::{
+    Balloon, BalloonConfig, BalloonError, BalloonHandle, BalloonStats, GuestMemoryStats,
+    PageRelease, release_anonymous,
+};
 pub use device::{
     ActivateError, DeviceError, DeviceIo, Progress, RestoreDeviceError, SaveDeviceError,
     VirtioDevice, VirtioDeviceState,
@@ -14,6 +20,7 @@ pub use device::{
 pub use mmio::{
     MMIO_DEVICE_SIZE_BYTES, MmioTransport, MmioTransportState, NOTIFY_OFFSET, TransportError,
 };
+pub use net::{MacAddress, MacAddressError, Net, NetConfig, NetError};
 pub use queue::{QueueError, Virtqueue};
 pub use rng::Rng;
 pub use vsock::{Vsock, VsockConfig, VsockConnectError, VsockError, VsockHandle};
