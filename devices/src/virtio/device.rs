@@ -7,6 +7,7 @@ use thiserror::Error;
 use virtio_queue::DescriptorChain;
 
 use super::balloon::BalloonState;
+use super::block::BlockState;
 use super::net::NetState;
 use super::queue::{QueueError, Virtqueue};
 use super::rng::RngState;
@@ -20,6 +21,8 @@ pub enum VirtioDeviceState {
     Rng(RngState),
     /// A socket device.
     Vsock(VsockState),
+    /// A disk.
+    Block(BlockState),
     /// A network device.
     Net(NetState),
     /// A memory balloon.

@@ -2,6 +2,7 @@
 //! module are that document's).
 
 pub mod balloon;
+pub mod block;
 pub mod device;
 pub mod mmio;
 pub mod net;
@@ -13,6 +14,7 @@ pub use balloon::{
     Balloon, BalloonConfig, BalloonError, BalloonHandle, BalloonStats, GuestMemoryStats,
     PageRelease, release_anonymous,
 };
+pub use block::{Block, BlockConfig, BlockError};
 pub use device::{
     ActivateError, DeviceError, DeviceIo, Progress, RestoreDeviceError, SaveDeviceError,
     VirtioDevice, VirtioDeviceState,
