@@ -1,6 +1,9 @@
 //! Drivers of the fuzz targets: a byte string plays a hostile guest.
 #![allow(missing_docs, clippy::expect_used)]
 
+mod balloon;
+mod net;
+
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
@@ -9,6 +12,9 @@ use vm_memory::{Bytes, GuestAddress};
 use crate::bus::BusDevice;
 use crate::test_driver::{Driver, MEMORY_BYTES, Piece, avail_gpa, buffer_gpa, desc_gpa, evt};
 use crate::virtio::{MmioTransport, Rng, VirtioDevice, Vsock, VsockConfig, VsockHandle};
+
+pub use balloon::drive_balloon;
+pub use net::drive_net;
 
 /// Takes values off a byte string; of an empty one, zeroes.
 struct Input<'a>(&'a [u8]);
@@ -194,6 +200,8 @@ mod tests {
             }
             super::drive_rng(&bytes);
             super::drive_vsock(&bytes);
+            super::drive_net(&bytes);
+            super::drive_balloon(&bytes);
         }
     }
 }

@@ -30,9 +30,10 @@ fn seed_of(target: &str) -> PathBuf {
     dir.join("seed")
 }
 
-/// A guest's boot of its device, then one of each of its actions, twice.
-fn device_script() -> Vec<u8> {
-    let mut script = vec![0, 0, 0, 0, 0];
+/// A guest's boot of its device with these features, then one of each of its actions, twice.
+fn device_script(features: u32) -> Vec<u8> {
+    let mut script = vec![0];
+    script.extend(features.to_le_bytes());
     for action in (1..12).chain(0..12) {
         script.push(action);
         script.extend([1, 3, 0, 1, 0, 0, 0, 0, 2]);
@@ -61,8 +62,10 @@ fn memory_index(id: &SnapshotId) -> Vec<u8> {
 
 fn main() {
     let id = SnapshotId::from_bytes(fuzzed::SEED_ID);
-    for target in ["rng", "vsock"] {
-        fs::write(seed_of(target), device_script()).unwrap();
+    // Of the network and the balloon, all that they offer.
+    let devices = [("rng", 0), ("vsock", 0), ("net", 0x99a3), ("balloon", 6)];
+    for (target, features) in devices {
+        fs::write(seed_of(target), device_script(features)).unwrap();
     }
     // A machine's own state would be long: a few sections of each shape are as good.
     let mut state = StateFile::new();

@@ -13,9 +13,11 @@ pub const SEED_ID: [u8; 16] = *b"reapvm-seed-0001";
 pub const MEMORY_BYTES: u64 = 128 << 20;
 
 /// The names of all targets.
-pub const TARGETS: [&str; 7] = [
+pub const TARGETS: [&str; 9] = [
     "rng",
     "vsock",
+    "net",
+    "balloon",
     "state_file",
     "memory_index",
     "working_set",
@@ -33,6 +35,8 @@ pub fn drive(name: &str, bytes: &[u8], scratch: &Path) {
     match name {
         "rng" => fuzzing::drive_rng(bytes),
         "vsock" => fuzzing::drive_vsock(bytes),
+        "net" => fuzzing::drive_net(bytes),
+        "balloon" => fuzzing::drive_balloon(bytes),
         "state_file" => {
             if let Ok(state) = StateFile::decode(bytes) {
                 // What was read is what is written.
