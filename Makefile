@@ -1,13 +1,15 @@
 # `make bench` and `make test` set up what is missing; `make help` names the rest.
 
-.PHONY: help setup build test bench lint clean
+.PHONY: help setup build test linux-kernels test-linux bench lint clean
 CARGO ?= cargo
 BENCH_FLAGS ?=
 TARGET := x86_64-unknown-linux-gnu
 BINARY := target/$(TARGET)/release/reapvm
+# Names of jobs for test-linux, or how they begin; all if empty.
+JOBS ?=
 
 help: ## Name the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
 setup: ## Install the Debian packages that are missing, naming them first
 	@./.ci/setup
@@ -19,6 +21,15 @@ build: setup ## Build the one static binary, bin/reapvm
 
 test: setup ## Run every test (needs /dev/kvm and /dev/userfaultfd)
 	$(CARGO) test --workspace --locked --no-fail-fast
+
+linux-kernels: ## Fetch Debian's stock kernels into ~/.cache/reapvm/linux
+	@./guest-images/linux/setup
+	@./guest-images/linux/fetch-kernels
+
+test-linux: build linux-kernels ## Run stock Linux guests in a nested host (needs no KVM)
+	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --release --locked \
+	    -p reapvm-nested -p reapvm-guest-init --target $(TARGET)
+	./target/$(TARGET)/release/reapvm-nested $(JOBS)
 
 bench: build ## Boot, snapshot and cold-start the ten functions; print the table
 	./bin/reapvm bench --json bench-results/bench.json $(BENCH_FLAGS)

@@ -1,0 +1,8 @@
+//! Outside the nested host.
+
+pub mod disk;
+pub mod initrd;
+pub mod kernels;
+pub mod modules;
+pub mod qemu;
+pub mod tools;

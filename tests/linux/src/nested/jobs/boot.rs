@@ -1,0 +1,93 @@
+//! A stock kernel boots, finds its processors and devices, and answers.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use reapvm_guest_init::protocol::Request;
+use reapvm_guest_init::seeded;
+use serde_json::json;
+
+use crate::nested::say;
+use crate::nested::vm::{CMDLINE, Image, Vm};
+
+/// How far the guest's wall clock may be from the host's: a guest reads its first time in seconds.
+const MAX_CLOCK_ERROR_NS: u64 = 3_000_000_000;
+
+pub(super) fn run(series: &str) {
+    for vcpus in [1, 2, 4] {
+        let vm = Vm::boot(
+            series,
+            Image::Vmlinux,
+            &["--vcpus", &vcpus.to_string(), "--rng"],
+        );
+        check(&vm, vcpus);
+        say(&format!("{series} with {vcpus} vCPUs answers"));
+    }
+}
+
+/// A kernel that panics is reset, and reapvm ends with it.
+pub(super) fn panics(series: &str) {
+    let cmdline = format!("{CMDLINE} rdinit=/nonexistent root=/dev/nonexistent");
+    let vm = Vm::start(series, Image::Vmlinux, &cmdline, &[]);
+    vm.wait_for_console("that the kernel panics", |text| {
+        text.contains("Kernel panic - not syncing")
+    });
+    assert_eq!(vm.wait_for_end(), Some(0));
+}
+
+fn check(vm: &Vm, vcpus: u64) {
+    let value = json!({"text": "a", "numbers": [1, 2, 3]});
+    assert_eq!(
+        vm.ask(&Request::Echo {
+            value: value.clone()
+        }),
+        value
+    );
+
+    let cpus = vm.ask(&Request::Cpus {});
+    assert_eq!(cpus["online"], vcpus, "{cpus}");
+    let each: Vec<u64> = (0..vcpus).collect();
+    assert_eq!(cpus["ran_on"], json!(each), "{cpus}");
+
+    let clock = vm.ask(&Request::Clock {});
+    let host_ns = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap()
+        .as_nanos() as u64;
+    let guest_ns = clock["realtime_ns"].as_u64().unwrap();
+    assert!(
+        guest_ns.abs_diff(host_ns) < MAX_CLOCK_ERROR_NS,
+        "host {host_ns}, guest {clock}"
+    );
+    assert_eq!(clock["source"], "kvm-clock");
+
+    let draws = [vm.ask(&Request::Random {}), vm.ask(&Request::Random {})];
+    assert_ne!(draws[0]["bytes"], draws[1]["bytes"]);
+    assert_eq!(draws[0]["bytes"].as_str().unwrap().len(), 32);
+    assert!(
+        draws[0]["hardware"]
+            .as_str()
+            .unwrap()
+            .starts_with("virtio_rng"),
+        "{draws:?}"
+    );
+
+    let mut bytes = vec![0; 1 << 20];
+    seeded::fill(vcpus, 0, &mut bytes);
+    let digest = vm.ask(&Request::MemoryDigest {
+        pages: 256,
+        seed: vcpus,
+    });
+    assert_eq!(digest["sha256"], seeded::sha256_hex(&bytes));
+
+    let slept = vm.ask(&Request::Sleep { ms: 100 });
+    assert!(
+        slept["slept_ns"].as_u64().unwrap() >= 100_000_000,
+        "{slept}"
+    );
+
+    let log = vm.ask(&Request::Dmesg {});
+    let log = log.as_str().unwrap();
+    for bad in ["BUG:", "WARNING:", "Oops", "Call Trace", "soft lockup"] {
+        assert!(!log.contains(bad), "'{bad}' in the guest's log:\n{log}");
+    }
+}

@@ -1,0 +1,161 @@
+//! A running guest.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use reapvm_guest_init::protocol::{READY_LINE, Request};
+use serde_json::Value;
+
+use super::client::Client;
+use super::console::Console;
+use super::{JOB_FOLDER, SCRATCH_FOLDER, reapvm, say};
+
+/// How long a guest may take to boot.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(60);
+/// Kernel parameters of every guest. Each byte on its console is an exit: hence `quiet`.
+pub const CMDLINE: &str = "console=ttyS0 quiet panic=-1 reboot=k";
+
+/// A kernel file of the disk of jobs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Image {
+    /// The ELF kernel.
+    Vmlinux,
+    /// The bzImage as Debian ships it.
+    Vmlinuz,
+}
+
+/// The path of a kernel's image.
+pub fn kernel(series: &str, image: Image) -> PathBuf {
+    let name = match image {
+        Image::Vmlinux => "vmlinux",
+        Image::Vmlinuz => "vmlinuz",
+    };
+    Path::new(JOB_FOLDER).join(series).join(name)
+}
+
+/// The path of the initial RAM disk for a kernel.
+pub fn initrd(series: &str) -> PathBuf {
+    Path::new(JOB_FOLDER).join(series).join("initrd")
+}
+
+/// A name in the scratch folder that no other caller gets.
+pub fn scratch(name: &str) -> PathBuf {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    Path::new(SCRATCH_FOLDER).join(format!("{number}-{name}"))
+}
+
+/// A guest in a reapvm process of its own, which ends with this value.
+pub struct Vm {
+    child: Child,
+    console: Console,
+    errors: Console,
+    socket: PathBuf,
+}
+
+impl Vm {
+    /// Starts `reapvm run` with a kernel, its initial RAM disk, `cmdline`, a vsock device and `more`
+    /// arguments.
+    pub fn start(series: &str, image: Image, cmdline: &str, more: &[&str]) -> Self {
+        let socket = scratch("vsock");
+        let mut child = reapvm::command()
+            .arg("run")
+            .arg("--kernel")
+            .arg(kernel(series, image))
+            .arg("--initrd")
+            .arg(initrd(series))
+            .args(["--cmdline", cmdline, "--vsock-uds"])
+            .arg(&socket)
+            .args(more)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (console, errors) = (Console::default(), Console::default());
+        console.follow(child.stdout.take().unwrap());
+        errors.follow(child.stderr.take().unwrap());
+        Self {
+            child,
+            console,
+            errors,
+            socket,
+        }
+    }
+
+    /// A guest with the usual command line, when it has said that it is ready.
+    ///
+    /// # Panics
+    /// If it does not say so.
+    pub fn boot(series: &str, image: Image, more: &[&str]) -> Self {
+        let vm = Self::start(series, image, CMDLINE, more);
+        if !vm.console.wait_for_line(BOOT_TIMEOUT, READY_LINE) {
+            vm.fail("the guest did not get ready");
+        }
+        vm
+    }
+
+    /// Waits until `found` says yes of the guest's console.
+    ///
+    /// # Panics
+    /// If it does not in time.
+    pub fn wait_for_console(&self, what: &str, found: impl Fn(&str) -> bool) {
+        if !self.console.wait(BOOT_TIMEOUT, found) {
+            self.fail(&format!("the console does not say {what}"));
+        }
+    }
+
+    /// A connection to the guest's program.
+    ///
+    /// # Panics
+    /// If it takes none.
+    pub fn connect(&self) -> Client {
+        Client::connect(&self.socket).unwrap_or_else(|error| self.fail(&error))
+    }
+
+    /// What the guest answers to `request`, on a connection of its own.
+    ///
+    /// # Panics
+    /// If it gives no answer.
+    pub fn ask(&self, request: &Request) -> Value {
+        self.connect()
+            .ask(request)
+            .unwrap_or_else(|error| self.fail(&error))
+    }
+
+    /// Waits until reapvm has ended by itself and returns its exit code.
+    ///
+    /// # Panics
+    /// If it does not end in time.
+    pub fn wait_for_end(mut self) -> Option<i32> {
+        let deadline = std::time::Instant::now() + BOOT_TIMEOUT;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            if std::time::Instant::now() > deadline {
+                self.fail("reapvm does not end");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Says what the guest's console and reapvm said, and panics.
+    fn fail(&self, reason: &str) -> ! {
+        for (name, console) in [("console", &self.console), ("reapvm", &self.errors)] {
+            for line in console.text().lines() {
+                say(&format!("{name} | {line}"));
+            }
+        }
+        panic!("{reason}");
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        // It may have ended by itself: then there is nothing to end.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
