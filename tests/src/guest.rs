@@ -24,6 +24,15 @@ pub const SAY_HI: &[u8] = &[
     0xb0, 0xfe, 0xe6, 0x64, // mov al, 0xfe; out 0x64, al
     0xf4, 0xeb, 0xfd, // hlt; jmp back
 ];
+/// Writes `hi\n` to the serial port and halts for ever.
+pub const SAY_HI_AND_HALT: &[u8] = &[
+    0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
+    0xb0, b'h', 0xee, // mov al, 'h'; out dx, al
+    0xb0, b'i', 0xee, //
+    0xb0, b'\n', 0xee, //
+    0xfa, // cli
+    0xf4, 0xeb, 0xfd, // hlt; jmp back
+];
 /// 32 bits: writes the ids of the devices in the first two virtio-mmio slots, each as the
 /// character '0' + id, and asks for a reset.
 pub const SAY_DEVICES: &[u8] = &[

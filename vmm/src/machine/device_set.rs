@@ -9,12 +9,13 @@ use reapvm_devices::legacy::i8042::{I8042_BASE_PORT, I8042_PORT_COUNT, I8042Devi
 use reapvm_devices::legacy::serial::{
     SERIAL_BASE_PORT, SERIAL_GSI, SERIAL_PORT_COUNT, SerialDevice, SerialDeviceState, SerialError,
 };
-use reapvm_devices::virtio::VirtioDevice;
+use reapvm_devices::virtio::balloon::{BalloonError, BalloonHandle};
+use reapvm_devices::virtio::block::BlockError;
 use reapvm_devices::virtio::mmio::{
     MMIO_DEVICE_SIZE_BYTES, MmioTransport, MmioTransportState, NOTIFY_OFFSET, TransportError,
 };
-use reapvm_devices::virtio::rng::Rng;
-use reapvm_devices::virtio::vsock::{Vsock, VsockConfig, VsockError, VsockHandle};
+use reapvm_devices::virtio::net::NetError;
+use reapvm_devices::virtio::vsock::{VsockError, VsockHandle};
 use reapvm_devices::{Bus, GuestMemory};
 use reapvm_snapshot::{Persist, StateError, StateFile};
 use thiserror::Error;
@@ -23,6 +24,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::console::{Console, ConsoleInput};
 use super::event_loop::{OnEvent, Subscriber};
 use super::power::SleepRegisters;
+use super::virtio_devices::{self, VirtioDevices};
 use crate::arch::layout;
 use crate::boot::MmioWindow;
 use crate::config::VmConfig;
@@ -39,9 +41,18 @@ pub enum DeviceError {
     /// A virtio device.
     #[error(transparent)]
     Transport(#[from] TransportError),
+    /// A drive.
+    #[error(transparent)]
+    Block(#[from] BlockError),
+    /// A network device.
+    #[error(transparent)]
+    Net(#[from] NetError),
     /// The vsock device.
     #[error(transparent)]
     Vsock(#[from] VsockError),
+    /// The balloon.
+    #[error(transparent)]
+    Balloon(#[from] BalloonError),
     /// The snapshot's state file lacks a device or holds nonsense for it.
     #[error(transparent)]
     State(#[from] StateError),
@@ -64,6 +75,7 @@ pub(super) struct DeviceSet {
     serial: Arc<Mutex<SerialDevice>>,
     transports: Vec<Arc<Mutex<MmioTransport>>>,
     pub(super) vsock: Option<VsockHandle>,
+    pub(super) balloon: Option<BalloonHandle>,
     /// Tells the guest of a new generation id, if it can be told.
     pub(super) generation_id_irq: Option<EventFd>,
     pub(super) pio: Arc<Bus>,
@@ -157,19 +169,11 @@ impl DeviceSet {
             None
         };
 
-        let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
-        let mut vsock_handle = None;
-        if let Some(settings) = &config.vsock {
-            let vsock = Vsock::new(VsockConfig {
-                guest_cid: settings.guest_cid,
-                uds_path: settings.uds_path.clone(),
-            })?;
-            vsock_handle = Some(vsock.handle());
-            devices.push(Box::new(vsock));
-        }
-        if config.entropy.is_some() {
-            devices.push(Box::new(Rng::new()));
-        }
+        let VirtioDevices {
+            devices,
+            vsock,
+            balloon,
+        } = virtio_devices::make(config)?;
         let mut transports = Vec::with_capacity(devices.len());
         for (index, device) in (0_u32..).zip(devices) {
             let irq = eventfd()?;
@@ -204,7 +208,8 @@ impl DeviceSet {
         Ok(Self {
             serial,
             transports,
-            vsock: vsock_handle,
+            vsock,
+            balloon,
             generation_id_irq,
             pio: Arc::new(pio),
             mmio: Arc::new(mmio),

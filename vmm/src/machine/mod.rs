@@ -15,6 +15,7 @@ mod event_loop;
 mod exits;
 mod power;
 mod save;
+mod virtio_devices;
 
 use std::fmt;
 use std::os::unix::net::UnixStream;
@@ -22,6 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kvm_ioctls::{Kvm, VmFd};
+use reapvm_devices::virtio::balloon::BalloonHandle;
 use reapvm_devices::virtio::vsock::{VsockConnectError, VsockHandle};
 use thiserror::Error;
 
@@ -231,6 +233,12 @@ impl Machine {
     /// [`MachineError::NoVsock`].
     pub fn vsock(&self) -> Result<VsockHandle, MachineError> {
         self.devices.vsock.clone().ok_or(MachineError::NoVsock)
+    }
+
+    /// The balloon, to change its target and to read the guest's statistics; none if the machine
+    /// has none.
+    pub fn balloon(&self) -> Option<BalloonHandle> {
+        self.devices.balloon.clone()
     }
 
     /// Connects to `port` of the guest from inside this process; no socket file is needed. The
