@@ -1,5 +1,7 @@
 //! The in-kernel interrupt controllers and timer: PIC, IOAPIC, LAPIC, PIT, kvmclock.
 
+use std::time::Duration;
+
 use kvm_bindings::{
     KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_PIT_SPEAKER_DUMMY,
     kvm_clock_data, kvm_irqchip, kvm_lapic_state, kvm_pit_config, kvm_pit_state2,
@@ -9,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::arch::layout;
+use crate::clock;
 
 /// A KVM call about interrupts or the clock failed.
 #[derive(Debug, Error)]
@@ -39,6 +42,15 @@ pub struct InterruptState {
     ioapic: kvm_irqchip,
     pit: kvm_pit_state2,
     clock: kvm_clock_data,
+    /// The host's wall clock when `clock` was read, in ns since 1970.
+    realtime_ns: u64,
+}
+
+impl InterruptState {
+    /// How long ago it was saved, by the host's wall clock. No time if that has been set back.
+    pub fn age(&self) -> Duration {
+        Duration::from_nanos(clock::realtime_ns().saturating_sub(self.realtime_ns))
+    }
 }
 
 /// Creates irqchip and PIT. Before any vCPU: KVM gives a vCPU its LAPIC only if the irqchip is
@@ -78,6 +90,7 @@ pub fn save(vm: &VmFd) -> Result<InterruptState, InterruptError> {
     };
     let pit = vm.get_pit2().map_err(failed(ACTION, "KVM_GET_PIT2"))?;
     let mut clock = vm.get_clock().map_err(failed(ACTION, "KVM_GET_CLOCK"))?;
+    let realtime_ns = clock::realtime_ns();
     // What KVM_GET_CLOCK reports in its flags, KVM_SET_CLOCK does not take.
     clock.flags = 0;
     Ok(InterruptState {
@@ -86,18 +99,22 @@ pub fn save(vm: &VmFd) -> Result<InterruptState, InterruptError> {
         ioapic: chip(KVM_IRQCHIP_IOAPIC)?,
         pit,
         clock,
+        realtime_ns,
     })
 }
 
 /// Writes the state into a fresh machine, after its vCPUs: KVM hands a pending interrupt to a
-/// LAPIC at once, which must have its state by then.
+/// LAPIC at once, which must have its state by then. kvmclock has gone on by `age`, the time since
+/// the state was saved: a guest's wall clock is right when it wakes.
 ///
 /// # Errors
 /// The KVM call that fails.
-pub fn restore(vm: &VmFd, state: &InterruptState) -> Result<(), InterruptError> {
+pub fn restore(vm: &VmFd, state: &InterruptState, age: Duration) -> Result<(), InterruptError> {
     const ACTION: &str = "restore the interrupt controllers";
     // The clock first: the PIT's counters and kvmclock both run on it.
-    vm.set_clock(&state.clock)
+    let mut clock = state.clock;
+    clock.clock = clock.clock.saturating_add(age.as_nanos() as u64);
+    vm.set_clock(&clock)
         .map_err(failed(ACTION, "KVM_SET_CLOCK"))?;
     vm.set_pit2(&state.pit)
         .map_err(failed(ACTION, "KVM_SET_PIT2"))?;

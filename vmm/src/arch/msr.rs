@@ -82,6 +82,17 @@ pub fn save(kvm: &Kvm, vcpu: &VcpuFd) -> Result<Vec<kvm_msr_entry>, kvm_ioctls::
     Ok(saved)
 }
 
+/// The same registers with the time-stamp counter `ticks` further.
+pub fn with_tsc_advanced(saved: &[kvm_msr_entry], ticks: u64) -> Vec<kvm_msr_entry> {
+    let mut msrs = saved.to_vec();
+    for entry in &mut msrs {
+        if entry.index == MSR_TSC {
+            entry.data = entry.data.wrapping_add(ticks);
+        }
+    }
+    msrs
+}
+
 /// Writes back what [`save`] read, in its order. An MSR that this host refuses is skipped with
 /// a log line: KVM lists some that only a newer processor lets one set.
 ///

@@ -22,7 +22,7 @@ use crate::boot::{self, BootError, EntryPoint};
 use crate::clock;
 use crate::config::{ConfigError, Overrides, VmConfig};
 use crate::generation_id::{self, GenerationIdError};
-use crate::interrupts::{self, InterruptError};
+use crate::interrupts::{self, InterruptError, InterruptState};
 use crate::memory::{MemoryError, MemoryManager};
 use crate::vcpu::{
     FirstRun, GuestExit, VcpuContext, VcpuError, VcpuHandle, VcpuState, VcpuStateError,
@@ -374,12 +374,15 @@ impl Machine {
         let parts = Parts::new(exit_events)?;
         memory.register(&parts.vm)?;
         let vcpus = parts.create_vcpus(config.machine_config.vcpu_count)?;
+        let interrupt_state: InterruptState = state.get(INTERRUPTS_KIND, INTERRUPTS_VERSION)?;
+        // Once for all vCPUs: their time-stamp counters stay together.
+        let age = interrupt_state.age();
         for (index, vcpu) in (0_u8..).zip(&vcpus) {
             let saved: VcpuState =
                 state.get_instance(VCPU_KIND, usize::from(index), VCPU_VERSION)?;
-            restore_state(&parts.vm, vcpu, index, &saved)?;
+            restore_state(&parts.vm, vcpu, index, &saved, age)?;
         }
-        interrupts::restore(&parts.vm, &state.get(INTERRUPTS_KIND, INTERRUPTS_VERSION)?)?;
+        interrupts::restore(&parts.vm, &interrupt_state, age)?;
         let devices = parts.devices(&config, &memory, options.console, Some(&state))?;
         let mut machine = parts.assemble(config, memory, devices, vcpus)?;
         machine.restore_marks.state_loaded_ns = clock::monotonic_ns();

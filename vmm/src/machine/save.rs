@@ -17,7 +17,7 @@ use crate::vcpu::VcpuError;
 pub(super) const VCPU_KIND: &str = "vcpu";
 pub(super) const VCPU_VERSION: u32 = 1;
 pub(super) const INTERRUPTS_KIND: &str = "interrupts";
-pub(super) const INTERRUPTS_VERSION: u32 = 1;
+pub(super) const INTERRUPTS_VERSION: u32 = 2;
 
 /// Why a machine cannot be saved. The machine itself is unharmed and still paused.
 #[derive(Debug, Error)]

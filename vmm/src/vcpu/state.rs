@@ -1,5 +1,7 @@
 //! Saving and restoring a vCPU's registers.
 
+use std::time::Duration;
+
 use kvm_bindings::{
     CpuId, KVM_MAX_CPUID_ENTRIES, Xsave, kvm_debugregs, kvm_lapic_state, kvm_mp_state,
     kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave, kvm_xsave2,
@@ -130,7 +132,8 @@ pub(super) fn save(
     })
 }
 
-/// Writes `state` into a fresh vCPU.
+/// Writes `state` into a fresh vCPU. Its time-stamp counter has gone on by `age`, the time since
+/// the state was saved, as kvmclock has: timers that are due fire, and time is right by either.
 ///
 /// # Errors
 /// The first KVM call that fails, or an XSAVE area that does not fit this host.
@@ -139,6 +142,7 @@ pub fn restore(
     vcpu: &VcpuFd,
     index: u8,
     state: &VcpuState,
+    age: Duration,
 ) -> Result<(), VcpuStateError> {
     let failed = |call: &'static str| {
         move |source| VcpuStateError::Kvm {
@@ -181,7 +185,8 @@ pub fn restore(
     // TSC-deadline mode. Within the MSRs the TSC stands before IA32_TSC_DEADLINE.
     vcpu.set_lapic(&state.lapic)
         .map_err(failed("KVM_SET_LAPIC"))?;
-    msr::restore(vcpu, &state.msrs).map_err(failed("KVM_SET_MSRS"))?;
+    let msrs = msr::with_tsc_advanced(&state.msrs, tsc_ticks(age, state.tsc_khz));
+    msr::restore(vcpu, &msrs).map_err(failed("KVM_SET_MSRS"))?;
     vcpu.set_mp_state(state.mp_state)
         .map_err(failed("KVM_SET_MP_STATE"))?;
     // Pending events last: several of the calls above clear or re-evaluate them.
@@ -197,6 +202,11 @@ pub fn restore(
     Ok(())
 }
 
+/// Ticks of a counter of `khz` in `time`.
+fn tsc_ticks(time: Duration, khz: u32) -> u64 {
+    (time.as_nanos() * u128::from(khz) / 1_000_000) as u64
+}
+
 /// KVM tolerates 250 parts per million before it scales (its `tsc_tolerance_ppm`); within
 /// that, a restored guest's clock runs as true as it did.
 fn differs_beyond_tolerance(host_khz: u32, saved_khz: u32) -> bool {
@@ -207,6 +217,14 @@ fn differs_beyond_tolerance(host_khz: u32, saved_khz: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_counter_goes_on_by_its_frequency() {
+        assert_eq!(tsc_ticks(Duration::from_secs(3), 2_450_000), 7_350_000_000);
+        assert_eq!(tsc_ticks(Duration::from_nanos(1), 2_450_000), 2);
+        let year = Duration::from_secs(365 * 86400);
+        assert_eq!(tsc_ticks(year, 3_000_000), 365 * 86400 * 3_000_000_000);
+    }
 
     #[test]
     fn a_small_difference_of_frequency_is_left_to_the_guest() {

@@ -32,7 +32,7 @@ pub(crate) struct Arguments {
 #[derive(Subcommand)]
 pub(crate) enum Command {
     /// Boot a machine; its console is standard input and output
-    Run(Run),
+    Run(Box<Run>),
     /// Create snapshots and look into them
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
@@ -103,7 +103,7 @@ fn wait_for(text: &str) -> Result<WaitFor, String> {
 #[derive(Subcommand)]
 pub(crate) enum SnapshotCommand {
     /// Boot a machine, wait until it is ready, serve one warm-up invocation, save it
-    Create(SnapshotCreate),
+    Create(Box<SnapshotCreate>),
     /// Say what a snapshot holds
     Info(SnapshotInfo),
     /// Check every byte of a snapshot against its checksums
