@@ -6,6 +6,7 @@
 //! uninterrupted machine gave to the same input.
 
 mod disk;
+mod image;
 mod report;
 mod stats;
 mod table;
@@ -21,15 +22,16 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use reapvm::cold_start::{ColdStart, ColdStartReport};
 use reapvm::config::{Overrides, VmConfig};
-use reapvm::function_vm::{self, FunctionVm, ReadyWhen};
+use reapvm::function_vm::{self, FunctionVm};
 use reapvm::invocation::Connection;
 use reapvm::page_cache;
 use reapvm_reap::MemoryRestoreMode;
 use reapvm_snapshot::HostInfo;
 use serde_json::{Value, json};
 
-use crate::cli::Bench;
+use crate::cli::{Bench, ImageKind};
 use crate::command::CommandResult;
+use image::{BenchImage, LinuxImage};
 use report::{BenchReport, CellResult, Host};
 
 /// How long one boot or one invocation may take.
@@ -115,16 +117,22 @@ struct Warm {
 
 /// Boots `function`, measures warm invocations on the uninterrupted machine and saves it. The
 /// machine that is saved is another one: it has served the warm-up only.
-fn boot_and_save(function: &str, dir: &Path, runs: u32) -> Result<Warm, Box<dyn Error>> {
-    let config = VmConfig::for_function(function)?;
+fn boot_and_save(
+    image: &BenchImage,
+    function: &str,
+    dir: &Path,
+    runs: u32,
+) -> Result<Warm, Box<dyn Error>> {
+    let config = image.config(function)?;
+    let ready = image.ready();
     let manifest = function_vm::create_snapshot(
         config.clone(),
-        &ReadyWhen::default(),
+        &ready,
         Some(&input(WARM_UP_SEED)),
         dir,
         TIMEOUT,
     )?;
-    let vm = FunctionVm::boot(config, TIMEOUT)?;
+    let vm = FunctionVm::boot_until(config, &ready, TIMEOUT)?;
     vm.invoke(&input(WARM_UP_SEED), TIMEOUT)?;
     let recorded_response = vm.invoke(&input(RECORDED_SEED), TIMEOUT)?;
     let mut times_ms = Vec::new();
@@ -144,8 +152,15 @@ fn boot_and_save(function: &str, dir: &Path, runs: u32) -> Result<Warm, Box<dyn 
     })
 }
 
-fn cold_start(start: &ColdStart<'_>, expected: &Value) -> Result<ColdStartReport, Box<dyn Error>> {
+fn cold_start(
+    image: &BenchImage,
+    start: &ColdStart<'_>,
+    expected: &Value,
+) -> Result<ColdStartReport, Box<dyn Error>> {
     page_cache::evict_directory(start.dir)?;
+    for disk in image.disks() {
+        page_cache::evict(disk)?;
+    }
     let report = worker::invoke(start, &[])?;
     let (mode, input) = (start.mode, start.input);
     if report.mode != mode {
@@ -163,13 +178,14 @@ fn cold_start(start: &ColdStart<'_>, expected: &Value) -> Result<ColdStartReport
 }
 
 fn measure_function(
+    image: &BenchImage,
     function: &str,
     arguments: &Bench,
     progress: &Progress,
 ) -> Result<Vec<CellResult>, Box<dyn Error>> {
     let dir = arguments.dir.join(function);
     progress.function(format!("{function}: booting, saving, warm invocations"));
-    let warm = boot_and_save(function, &dir, arguments.runs)?;
+    let warm = boot_and_save(image, function, &dir, arguments.runs)?;
     progress.step(format!("{function}: recording"));
     let recorded_input = input(RECORDED_SEED);
     let overrides = Overrides::default();
@@ -191,14 +207,14 @@ fn measure_function(
             keep_recording: true,
             ..recording
         };
-        cold_start(&kept, &warm.recorded_response)?;
+        cold_start(image, &kept, &warm.recorded_response)?;
     }
     progress.function(format!("{function}: cold starts"));
     let mut reports: BTreeMap<usize, Vec<ColdStartReport>> = BTreeMap::new();
     for run in 0..arguments.runs {
         for (column, &mode) in arguments.modes.iter().enumerate() {
             let report = if mode == MemoryRestoreMode::Record {
-                cold_start(&recording, &warm.recorded_response)?
+                cold_start(image, &recording, &warm.recorded_response)?
             } else {
                 let other_input = measured_input(run);
                 let start = ColdStart {
@@ -206,7 +222,7 @@ fn measure_function(
                     input: &other_input,
                     ..recording
                 };
-                cold_start(&start, &warm.expected[&run])?
+                cold_start(image, &start, &warm.expected[&run])?
             };
             progress.step(format!("{function}: {mode}, {:.1} ms", report.total_ms));
             reports.entry(column).or_default().push(report);
@@ -231,6 +247,17 @@ fn measure_function(
 
 pub(crate) fn run(arguments: &Bench) -> CommandResult {
     let functions = selected_functions(&arguments.functions)?;
+    let image = match arguments.image {
+        ImageKind::Builtin => BenchImage::Builtin,
+        ImageKind::Linux => BenchImage::Linux(LinuxImage::new(
+            &arguments
+                .image_dir
+                .clone()
+                .unwrap_or_else(image::default_folder),
+            arguments.kernel.as_deref(),
+            arguments.initrd.as_deref(),
+        )?),
+    };
     std::fs::create_dir_all(&arguments.dir).map_err(|error| {
         format!(
             "cannot make the directory '{}': {error}",
@@ -244,7 +271,7 @@ pub(crate) fn run(arguments: &Bench) -> CommandResult {
     let progress = Progress::new(steps_a_function * functions.len() as u64);
     let mut results = Vec::new();
     for function in &functions {
-        let mut cells = measure_function(function, arguments, &progress)
+        let mut cells = measure_function(&image, function, arguments, &progress)
             .map_err(|error| format!("{function}: {}", crate::output::chain(error.as_ref())))?;
         let warm_ms = cells[0].total_ms.p50;
         for cell in &mut cells {
@@ -255,6 +282,7 @@ pub(crate) fn run(arguments: &Bench) -> CommandResult {
     progress.0.finish_and_clear();
     let summary = report::totals(&results, &functions);
     let report = BenchReport {
+        image: image.name(),
         host,
         disk,
         results,

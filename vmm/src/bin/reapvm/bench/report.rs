@@ -22,6 +22,8 @@ pub(crate) struct Host {
 /// Everything that a benchmark found.
 #[derive(Debug, Serialize)]
 pub(crate) struct BenchReport {
+    /// Whose functions: "builtin" or "linux".
+    pub(crate) image: &'static str,
     pub(crate) host: Host,
     pub(crate) disk: Disk,
     pub(crate) results: Vec<CellResult>,

@@ -5,7 +5,7 @@ mod machine;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use reapvm_reap::{InstallMethod, MemoryRestoreMode};
 
 pub(crate) use machine::{MachineOptions, OverrideOptions};
@@ -219,8 +219,29 @@ pub(crate) struct Restore {
     pub(crate) timeout: Option<Duration>,
 }
 
+/// Which guest a benchmark measures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ImageKind {
+    /// The guest that is embedded in this program.
+    Builtin,
+    /// A Linux guest with Python.
+    Linux,
+}
+
 #[derive(Args)]
 pub(crate) struct Bench {
+    /// Whose functions: those of the built-in guest, or the same in Python on Linux
+    #[arg(long, value_enum, default_value = "builtin")]
+    pub(crate) image: ImageKind,
+    /// Where `make linux-images` has put the images [default: ~/.cache/reapvm/linux/images]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) image_dir: Option<PathBuf>,
+    /// Another kernel for the Linux image
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kernel: Option<PathBuf>,
+    /// The initial RAM disk that this kernel needs
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub(crate) initrd: Option<PathBuf>,
     /// Functions, separated by commas
     #[arg(long, value_name = "NAMES", default_value = "all")]
     pub(crate) functions: String,
