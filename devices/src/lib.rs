@@ -25,4 +25,12 @@ pub mod fuzzing;
 mod test_driver;
 
 /// Guest memory as the devices see it. Cloning it is cheap: the regions are shared.
-pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
+pub type GuestMemory = vm_memory::GuestMemoryMmap<DirtyBitmap>;
+
+/// The pages of a region that this process has written, or dropped, one bit a page; none where
+/// nobody asks for them. Writes by `vm-memory` mark themselves; who lets the kernel write, or
+/// drops pages, has to mark them.
+pub type DirtyBitmap = Option<vm_memory::bitmap::AtomicBitmap>;
+
+/// A piece of guest memory that lies in one piece on the host.
+pub type GuestSlice<'a> = vm_memory::VolatileSlice<'a, vm_memory::bitmap::BS<'a, DirtyBitmap>>;

@@ -7,7 +7,11 @@ use virtio_bindings::virtio_mmio::*;
 use virtio_bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
 };
-use vm_memory::{Bytes, GuestAddress};
+#[cfg(test)]
+use vm_memory::bitmap::Bitmap;
+use vm_memory::bitmap::{AtomicBitmap, NewBitmap};
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestRegionMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::GuestMemory;
@@ -63,7 +67,33 @@ pub(crate) struct Driver {
 }
 
 pub(crate) fn memory() -> GuestMemory {
-    GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)]).expect("guest memory of a test")
+    memory_of(&[(GuestAddress(0), MEMORY_BYTES)])
+}
+
+/// Guest memory that, for tests, keeps which pages were written.
+pub(crate) fn memory_of(ranges: &[(GuestAddress, usize)]) -> GuestMemory {
+    let regions = ranges.iter().map(|&(gpa, size)| {
+        let bitmap = cfg!(test).then(|| AtomicBitmap::with_len(size));
+        let mapping = MmapRegionBuilder::new_with_bitmap(size, bitmap)
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_NORESERVE)
+            .build()
+            .expect("a mapping of a test");
+        GuestRegionMmap::new(mapping, gpa).expect("a region of a test")
+    });
+    GuestMemory::from_regions(regions.collect()).expect("guest memory of a test")
+}
+
+/// The numbers of the pages of `mem` that are marked as written.
+#[cfg(test)]
+pub(crate) fn dirty_pages(mem: &GuestMemory) -> Vec<u64> {
+    let pages = 0..mem.last_addr().0 / 4096 + 1;
+    pages
+        .filter(|page| {
+            let slice = mem.get_slice(GuestAddress(page * 4096), 4096);
+            slice.is_ok_and(|slice| slice.bitmap().dirty_at(0))
+        })
+        .collect()
 }
 
 pub(crate) fn evt() -> EventFd {

@@ -1,8 +1,9 @@
 //! The generation id: tells a guest that it is another copy of itself, so that it draws new random
 //! numbers (Microsoft, "Virtual Machine Generation ID"; Linux's driver `vmgenid`).
 
+use reapvm_devices::GuestMemory;
 use thiserror::Error;
-use vm_memory::{Bytes, GuestMemoryError, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestMemoryError};
 
 use crate::arch::layout;
 
@@ -22,7 +23,7 @@ pub enum GenerationIdError {
 
 /// Writes a new generation id where the ACPI tables say that it lies. In a machine that is being
 /// restored the pager must serve already: the page may be missing.
-pub(crate) fn write_new(memory: &GuestMemoryMmap<()>) -> Result<(), GenerationIdError> {
+pub(crate) fn write_new(memory: &GuestMemory) -> Result<(), GenerationIdError> {
     let mut id = [0_u8; 16];
     getrandom::fill(&mut id).map_err(|error| GenerationIdError::Random(error.to_string()))?;
     Ok(memory.write_slice(&id, layout::GENERATION_ID)?)

@@ -7,6 +7,7 @@ use std::thread::{self, JoinHandle};
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
+use reapvm_devices::GuestMemory;
 use reapvm_reap::{
     DEFAULT_SPIN, InstallError, InstallMethod, InstallReport, MemoryRegion, MemoryRestoreMode,
     PageSourceError, Pager, PagerConfig, PagerError, PagerStats, PhaseCell, Recording,
@@ -16,9 +17,10 @@ use reapvm_snapshot::{
     CreateError, MemoryWriter, PAGE_SIZE, PageError, ReadError, RegionInfo, Snapshot,
 };
 use thiserror::Error;
+use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
-    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
-    GuestRegionMmap, MmapRegion,
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap,
 };
 
 use crate::arch::layout::{RamRange, ram_ranges};
@@ -100,7 +102,7 @@ pub type OnPagerFailure = Box<dyn FnOnce(PagerError) + Send>;
 pub struct MemoryManager {
     // Before `memory`: the pager must be gone before the memory that it serves is unmapped.
     pager: Option<Pager>,
-    memory: GuestMemoryMmap<()>,
+    memory: GuestMemory,
     regions: Vec<MemoryRegion>,
     phase: Arc<PhaseCell>,
     /// In prefetch mode, until the pager starts.
@@ -221,13 +223,14 @@ impl MemoryManager {
                     0,
                 ),
             };
-            let mapping = MmapRegion::build(
-                backing,
-                size,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_NORESERVE | flags,
-            )
-            .map_err(|e| error(e.to_string()))?;
+            let bitmap = None::<AtomicBitmap>;
+            let mut mapping = MmapRegionBuilder::new_with_bitmap(size, bitmap)
+                .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+                .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE | flags);
+            if let Some(backing) = backing {
+                mapping = mapping.with_file_offset(backing);
+            }
+            let mapping = mapping.build().map_err(|e| error(e.to_string()))?;
             described.push(MemoryRegion {
                 gpa: region.gpa,
                 hva: mapping.as_ptr() as u64,
@@ -238,7 +241,7 @@ impl MemoryManager {
                 .ok_or_else(|| error("its end is beyond the address space".into()))?;
             mapped.push(guest_region);
         }
-        let memory = GuestMemoryMmap::from_regions(mapped).map_err(|e| MemoryError::Map {
+        let memory = GuestMemory::from_regions(mapped).map_err(|e| MemoryError::Map {
             size_bytes: regions.iter().map(|region| region.size_bytes).sum(),
             reason: e.to_string(),
         })?;
@@ -284,7 +287,7 @@ impl MemoryManager {
     }
 
     /// Guest memory, for devices and boot code. Cheap to clone.
-    pub fn guest_memory(&self) -> &GuestMemoryMmap<()> {
+    pub fn guest_memory(&self) -> &GuestMemory {
         &self.memory
     }
 
@@ -404,7 +407,7 @@ struct Installation(JoinHandle<Result<(Pager, InstallReport), InstallError>>);
 impl Installation {
     fn start(
         pager: Pager,
-        memory: GuestMemoryMmap<()>,
+        memory: GuestMemory,
         working_set: WorkingSetReader,
         method: InstallMethod,
     ) -> Result<Self, MemoryError> {
@@ -444,4 +447,10 @@ fn regions_of(memory_bytes: u64) -> Vec<RegionInfo> {
             region
         })
         .collect()
+}
+
+/// Guest memory of a test.
+#[cfg(test)]
+pub(crate) fn of_bytes(memory_bytes: u64) -> GuestMemory {
+    MemoryManager::new(memory_bytes).unwrap().memory.clone()
 }

@@ -1,7 +1,8 @@
 //! Segments, control registers and boot page tables of the boot vCPU.
 
 use kvm_bindings::{kvm_segment, kvm_sregs};
-use vm_memory::{Bytes, GuestMemoryError, GuestMemoryMmap};
+use reapvm_devices::GuestMemory;
+use vm_memory::{Bytes, GuestMemoryError};
 
 use super::layout;
 
@@ -79,7 +80,7 @@ fn segment(entry: u64, index: u16) -> kvm_segment {
 /// # Errors
 /// Guest memory is too small to hold the tables (below 640 KiB).
 pub fn configure(
-    memory: &GuestMemoryMmap<()>,
+    memory: &GuestMemory,
     sregs: &mut kvm_sregs,
     mode: EntryMode,
 ) -> Result<(), GuestMemoryError> {
@@ -150,8 +151,7 @@ mod tests {
 
     #[test]
     fn the_first_gib_is_mapped_one_to_one() {
-        let memory =
-            GuestMemoryMmap::<()>::from_ranges(&[(vm_memory::GuestAddress(0), 1 << 20)]).unwrap();
+        let memory = crate::memory::of_bytes(1 << 20);
         let mut sregs = kvm_sregs::default();
         configure(&memory, &mut sregs, EntryMode::Long).unwrap();
         let last: u64 = memory

@@ -17,9 +17,10 @@ use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, aml};
+use reapvm_devices::GuestMemory;
 use reapvm_devices::legacy::i8042::I8042_BASE_PORT;
 use reapvm_devices::legacy::serial::{SERIAL_BASE_PORT, SERIAL_GSI, SERIAL_PORT_COUNT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::{BootError, MmioWindow};
 use crate::arch::layout;
@@ -44,7 +45,7 @@ const RESET_COMMAND: u8 = 0xfe;
 
 /// Writes tables for `vcpus` and `devices`; returns the address of the RSDP.
 pub(super) fn write(
-    memory: &GuestMemoryMmap<()>,
+    memory: &GuestMemory,
     vcpus: u8,
     devices: &[MmioWindow],
 ) -> Result<u64, BootError> {
@@ -66,7 +67,7 @@ pub(super) fn write(
 
 /// Puts tables one behind the other.
 struct Tables<'a> {
-    memory: &'a GuestMemoryMmap<()>,
+    memory: &'a GuestMemory,
     next: u64,
 }
 
@@ -233,11 +234,11 @@ mod tests {
             .collect()
     }
 
-    fn memory() -> GuestMemoryMmap<()> {
-        GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap()
+    fn memory() -> GuestMemory {
+        crate::memory::of_bytes(2 << 20)
     }
 
-    fn number(memory: &GuestMemoryMmap<()>, gpa: u64, bytes: usize) -> u64 {
+    fn number(memory: &GuestMemory, gpa: u64, bytes: usize) -> u64 {
         let mut value = [0; 8];
         memory
             .read_slice(&mut value[..bytes], GuestAddress(gpa))
@@ -245,7 +246,7 @@ mod tests {
         u64::from_le_bytes(value)
     }
 
-    fn table(memory: &GuestMemoryMmap<()>, gpa: u64, signature: &[u8; 4]) -> Vec<u8> {
+    fn table(memory: &GuestMemory, gpa: u64, signature: &[u8; 4]) -> Vec<u8> {
         let mut bytes = vec![0; number(memory, gpa + 4, 4) as usize];
         memory.read_slice(&mut bytes, GuestAddress(gpa)).unwrap();
         assert_eq!(&bytes[..4], signature);

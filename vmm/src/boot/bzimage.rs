@@ -4,7 +4,8 @@ use std::io::{self, Read, Seek, SeekFrom};
 
 use linux_loader::loader::KernelLoader;
 use linux_loader::loader::bzimage::BzImage;
-use vm_memory::{GuestMemoryMmap, ReadVolatile};
+use reapvm_devices::GuestMemory;
+use vm_memory::ReadVolatile;
 
 use super::{BootError, EntryPoint, LoadedKernel};
 use crate::arch::layout;
@@ -33,7 +34,7 @@ pub(super) fn is_bzimage<F: Read + Seek>(image: &mut F) -> io::Result<bool> {
 }
 
 pub(super) fn load<F: Read + ReadVolatile + Seek>(
-    memory: &GuestMemoryMmap<()>,
+    memory: &GuestMemory,
     image: &mut F,
     name: &str,
     memory_bytes: u64,
@@ -109,11 +110,11 @@ mod tests {
         image
     }
 
-    fn memory() -> GuestMemoryMmap<()> {
-        GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 64 << 20)]).unwrap()
+    fn memory() -> GuestMemory {
+        crate::memory::of_bytes(64 << 20)
     }
 
-    fn load_bytes(bytes: Vec<u8>) -> Result<(LoadedKernel, GuestMemoryMmap<()>), BootError> {
+    fn load_bytes(bytes: Vec<u8>) -> Result<(LoadedKernel, GuestMemory), BootError> {
         let memory = memory();
         let kernel = load(&memory, &mut Cursor::new(&bytes[..]), "k", 64 << 20)?;
         Ok((kernel, memory))

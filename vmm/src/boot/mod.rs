@@ -15,9 +15,10 @@ use std::path::PathBuf;
 use linux_loader::cmdline::Cmdline;
 use linux_loader::loader::bootparam::setup_header;
 use linux_loader::loader::{Elf, KernelLoader, PvhBootCapability};
+use reapvm_devices::GuestMemory;
 use reapvm_devices::announce;
 use thiserror::Error;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, ReadVolatile};
+use vm_memory::{Bytes, GuestAddress, ReadVolatile};
 
 use crate::arch::layout;
 use crate::arch::segments::EntryMode;
@@ -127,7 +128,7 @@ pub struct MmioWindow {
 /// # Errors
 /// See [`BootError`].
 pub fn load(
-    memory: &GuestMemoryMmap<()>,
+    memory: &GuestMemory,
     config: &VmConfig,
     devices: &[MmioWindow],
 ) -> Result<EntryPoint, BootError> {
@@ -179,7 +180,7 @@ pub fn load(
 }
 
 fn load_kernel(
-    memory: &GuestMemoryMmap<()>,
+    memory: &GuestMemory,
     kernel: &Kernel,
     memory_bytes: u64,
 ) -> Result<(String, LoadedKernel), BootError> {
@@ -218,7 +219,7 @@ fn load_kernel(
 }
 
 fn load_elf<F: Read + ReadVolatile + Seek>(
-    memory: &GuestMemoryMmap<()>,
+    memory: &GuestMemory,
     image: &mut F,
     name: &str,
     image_bytes: u64,
@@ -296,7 +297,7 @@ fn segments_end<F: Read + Seek>(image: &mut F) -> Option<u64> {
 }
 
 fn load_initrd(
-    memory: &GuestMemoryMmap<()>,
+    memory: &GuestMemory,
     path: PathBuf,
     kernel_end: u64,
     memory_bytes: u64,
@@ -344,8 +345,8 @@ fn compose_cmdline(user: &str, devices: &[MmioWindow]) -> Result<Cmdline, BootEr
 mod tests {
     use super::*;
 
-    fn memory(size_mib: usize) -> GuestMemoryMmap<()> {
-        GuestMemoryMmap::from_ranges(&[(GuestAddress(0), size_mib << 20)]).unwrap()
+    fn memory(size_mib: usize) -> GuestMemory {
+        crate::memory::of_bytes((size_mib as u64) << 20)
     }
 
     fn config(kernel: &str) -> VmConfig {

@@ -1,7 +1,8 @@
 //! The Intel MultiProcessor table, by which a kernel without ACPI finds its processors and the
 //! IOAPIC (MultiProcessor Specification 1.4, chapter 4).
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+use reapvm_devices::GuestMemory;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::arch::layout;
 
@@ -110,7 +111,7 @@ fn bytes(gpa: u32, vcpus: u8) -> Vec<u8> {
 ///
 /// # Errors
 /// Guest memory ends below 640 KiB.
-pub(super) fn write(memory: &GuestMemoryMmap<()>, vcpus: u8) -> Result<(), GuestMemoryError> {
+pub(super) fn write(memory: &GuestMemory, vcpus: u8) -> Result<(), GuestMemoryError> {
     let GuestAddress(gpa) = layout::MP_TABLE;
     memory.write_slice(&bytes(gpa as u32, vcpus), layout::MP_TABLE)
 }

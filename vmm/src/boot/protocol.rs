@@ -7,7 +7,7 @@ use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header
 use linux_loader::loader::elf::start_info::{
     hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info,
 };
-use vm_memory::GuestMemoryMmap;
+use reapvm_devices::GuestMemory;
 
 use super::{BootError, Initrd};
 use crate::arch::layout;
@@ -54,7 +54,7 @@ fn memory_map(memory_bytes: u64) -> Vec<(u64, u64, u32)> {
 
 /// `setup_header` is that of a bzImage; an ELF image has none.
 pub(super) fn write_linux64(
-    memory: &GuestMemoryMmap<()>,
+    memory: &GuestMemory,
     parameters: &Parameters,
     setup_header: Option<setup_header>,
 ) -> Result<(), BootError> {
@@ -88,10 +88,7 @@ fn setup_header_of_elf() -> setup_header {
     }
 }
 
-pub(super) fn write_pvh(
-    memory: &GuestMemoryMmap<()>,
-    parameters: &Parameters,
-) -> Result<(), BootError> {
+pub(super) fn write_pvh(memory: &GuestMemory, parameters: &Parameters) -> Result<(), BootError> {
     let map: Vec<_> = memory_map(parameters.memory_bytes)
         .into_iter()
         .map(|(addr, size, type_)| hvm_memmap_table_entry {

@@ -5,10 +5,10 @@ use std::io;
 use rustix::mm::{Advice, madvise};
 use virtio_queue::DescriptorChain;
 use vm_memory::{
-    Address, Bytes, GuestAddress, GuestMemory as _, GuestUsize, Permissions, VolatileSlice,
+    Address, Bytes, GuestAddress, GuestMemory as _, GuestUsize, Permissions, bitmap::Bitmap,
 };
 
-use crate::GuestMemory;
+use crate::{GuestMemory, GuestSlice};
 
 /// Bytes of a page of the device (5.5.6).
 const PAGE_BYTES: usize = 4096;
@@ -20,7 +20,7 @@ pub(super) const MAX_PAGES_PER_LIST: usize = 1024;
 
 /// Gives whole pages of guest memory, in one piece of host memory, back to the host. The guest
 /// does not use them, and expects no content in them.
-pub type PageRelease = Box<dyn FnMut(&VolatileSlice<'_>) -> io::Result<()> + Send>;
+pub type PageRelease = Box<dyn FnMut(&GuestSlice<'_>) -> io::Result<()> + Send>;
 
 /// Gives the pages back by `MADV_DONTNEED`: right for private anonymous memory. The next access
 /// finds zeroes.
@@ -30,19 +30,19 @@ pub type PageRelease = Box<dyn FnMut(&VolatileSlice<'_>) -> io::Result<()> + Sen
 ///
 /// # Errors
 /// When the host refuses, as it does with locked pages, or the piece is not one of whole pages.
-pub fn release_anonymous(pages: &VolatileSlice<'_>) -> io::Result<()> {
+pub fn release_anonymous(pages: &GuestSlice<'_>) -> io::Result<()> {
     let guard = pages.ptr_guard_mut();
     if !is_whole_pages(pages) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     // SAFETY: the piece is memory that is mapped and may be written as long as `guard` lives, and
     // the call changes nothing beyond it, for it begins and ends with a page. Other bytes in it are
-    // what any writer through the `VolatileSlice` may leave there.
+    // what any writer through the `GuestSlice` may leave there.
     unsafe { madvise(guard.as_ptr().cast(), guard.len(), Advice::LinuxDontNeed) }?;
     Ok(())
 }
 
-fn is_whole_pages(slice: &VolatileSlice<'_>) -> bool {
+fn is_whole_pages(slice: &GuestSlice<'_>) -> bool {
     let addr = slice.ptr_guard().as_ptr().addr();
     addr.is_multiple_of(PAGE_BYTES) && slice.len().is_multiple_of(PAGE_BYTES)
 }
@@ -112,6 +112,8 @@ pub(super) fn release(
         };
         for slice in slices.flatten().filter(is_whole_pages) {
             result = result.and(release(&slice));
+            // What was in it is gone: that is a change as any write is.
+            slice.bitmap().mark_dirty(0, slice.len());
         }
     }
     result

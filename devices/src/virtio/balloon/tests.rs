@@ -11,7 +11,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend as _};
 use super::device::{F_DEFLATE_ON_OOM, F_STATS_VQ};
 use super::*;
 use crate::GuestMemory;
-use crate::test_driver::{Driver, MEMORY_BYTES, Piece, buffer_gpa, evt};
+use crate::test_driver::{Driver, MEMORY_BYTES, Piece, buffer_gpa, dirty_pages, evt, memory_of};
 use crate::virtio::{MmioTransport, VirtioDevice};
 
 const PAGE: u64 = 4096;
@@ -155,12 +155,12 @@ fn adjoining_pages_go_together() {
 
 #[test]
 fn runs_end_where_memory_has_a_hole() {
-    let mem = GuestMemory::from_ranges(&[
+    let ranges = [
         (GuestAddress(0), 2 * 4096),
         (GuestAddress(4 * 4096), 4096),
         (GuestAddress(5 * 4096), 4096),
-    ])
-    .unwrap();
+    ];
+    let mem = memory_of(&ranges);
     let mut released = Vec::new();
     let sink = std::sync::Arc::new(Mutex::new(Vec::new()));
     let seen = std::sync::Arc::clone(&sink);
@@ -170,6 +170,10 @@ fn runs_end_where_memory_has_a_hole() {
             .push((pages.ptr_guard().as_ptr().addr(), pages.len()));
         Ok(())
     });
+    assert!(dirty_pages(&mem).is_empty());
+    pages::release(&mem, &mut vec![0, 4], &mut release).unwrap();
+    assert_eq!(dirty_pages(&mem), [0, 4], "what is dropped has changed");
+    sink.lock().unwrap().clear();
     pages::release(&mem, &mut (0..8).collect(), &mut release).unwrap();
     released.append(&mut sink.lock().unwrap());
     let host = |page: u64| {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use io_uring::{IoUring, opcode, squeue, types};
 use rustix::io::Errno;
+use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestMemory as _, Permissions};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -82,6 +83,12 @@ impl IoVecs {
                 };
                 if self.0.len() == MAX_IOVECS {
                     return false;
+                }
+                if matches!(access, Permissions::Write) {
+                    // Nothing but the kernel sees these writes. Marked before they are done, which
+                    // is early enough for a saved machine only because its disks come to rest
+                    // before its marks are read.
+                    slice.bitmap().mark_dirty(0, slice.len());
                 }
                 self.0.push(libc::iovec {
                     iov_base: slice.ptr_guard_mut().as_ptr().cast(),

@@ -1,14 +1,14 @@
 //! Frames on their way to the guest.
 
 use virtio_queue::DescriptorChain;
-use vm_memory::{GuestMemory as _, Permissions, VolatileSlice};
+use vm_memory::{GuestMemory as _, Permissions};
 
 use super::header::{HEADER_BYTES, Offloads, set_num_buffers};
 use super::tap::{MAX_PIECES, Tap, TapError};
 use super::{MAX_FRAME_BYTES, RX_QUEUE};
-use crate::GuestMemory;
 use crate::rate_limiter::RateLimiter;
 use crate::virtio::device::{DeviceError, DeviceIo, Progress};
+use crate::{GuestMemory, GuestSlice};
 
 /// Frames that are handled in one turn.
 const MAX_FRAMES_PER_TURN: usize = 64;
@@ -171,7 +171,7 @@ fn place(
 ) -> Result<Placement, DeviceError> {
     let max_buffers = if mergeable { MAX_MERGED_BUFFERS } else { 1 };
     let mut buffers: Vec<(u16, usize)> = Vec::new();
-    let mut pieces: Vec<VolatileSlice<'_>> = Vec::new();
+    let mut pieces: Vec<GuestSlice<'_>> = Vec::new();
     let mut room_bytes = 0;
     // Descriptors that were looked at: those without room count too.
     let mut looked_at = 0;

@@ -5,12 +5,12 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use vm_memory::VolatileSlice;
 use vm_memory::volatile_memory::PtrGuard;
 use vmm_sys_util::ioctl::{ioctl_with_ref, ioctl_with_val};
 
 use super::NetError;
 use super::header::{HEADER_BYTES, Offloads};
+use crate::GuestSlice;
 
 const TUN_PATH: &str = "/dev/net/tun";
 /// Pieces of memory that one frame may come from: more `writev` does not take.
@@ -171,8 +171,8 @@ impl Tap {
     }
 
     /// Sends a header and its frame, which is in `pieces`, at most [`MAX_PIECES`].
-    pub(super) fn write(&self, pieces: &[VolatileSlice<'_>]) -> Result<(), TapError> {
-        let guards: Vec<PtrGuard> = pieces.iter().map(VolatileSlice::ptr_guard).collect();
+    pub(super) fn write(&self, pieces: &[GuestSlice<'_>]) -> Result<(), TapError> {
+        let guards: Vec<PtrGuard> = pieces.iter().map(GuestSlice::ptr_guard).collect();
         let iovecs: Vec<libc::iovec> = guards
             .iter()
             .map(|guard| libc::iovec {

@@ -2,15 +2,15 @@
 
 use rustix::io::Errno;
 use virtio_queue::DescriptorChain;
-use vm_memory::{GuestMemory as _, Permissions, VolatileSlice};
+use vm_memory::{GuestMemory as _, Permissions};
 
 use super::header::HEADER_BYTES;
 use super::rx::gone;
 use super::tap::{MAX_PIECES, Tap, TapError};
 use super::{MAX_FRAME_BYTES, TX_QUEUE};
-use crate::GuestMemory;
 use crate::rate_limiter::RateLimiter;
 use crate::virtio::device::{DeviceError, DeviceIo, Progress};
+use crate::{GuestMemory, GuestSlice};
 
 /// Frames that are handled in one turn.
 const MAX_FRAMES_PER_TURN: usize = 64;
@@ -25,7 +25,7 @@ pub(super) struct Transmitter {
 
 /// A frame with its header, where it is in guest memory.
 struct Frame<'a> {
-    pieces: Vec<VolatileSlice<'a>>,
+    pieces: Vec<GuestSlice<'a>>,
     len_bytes: usize,
 }
 

@@ -5,8 +5,9 @@ use std::io::Read;
 use virtio_queue::DescriptorChain;
 use virtio_vsock::packet::{PKT_HEADER_SIZE, VsockPacket};
 use vm_memory::Bytes;
+use vm_memory::bitmap::BS;
 
-use crate::GuestMemory;
+use crate::{DirtyBitmap, GuestMemory};
 
 /// Payload of one packet at most.
 pub(super) const MAX_PAYLOAD_BYTES: usize = 64 * 1024;
@@ -144,7 +145,7 @@ fn parse_header(raw: &[u8; PKT_HEADER_SIZE]) -> Header {
 
 /// A buffer of the receive queue that a packet can be put into.
 pub(super) struct RxBuffer<'a> {
-    packet: VsockPacket<'a, ()>,
+    packet: VsockPacket<'a, BS<'a, DirtyBitmap>>,
     capacity_bytes: usize,
 }
 

@@ -16,7 +16,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::disk::Disk;
 use super::{Block, BlockConfig, SECTOR_BYTES};
 use crate::rate_limiter::RateLimiterConfig;
-use crate::test_driver::{CHAINS, Driver, EVENT_IDX, Piece, buffer_gpa};
+use crate::test_driver::{CHAINS, Driver, EVENT_IDX, Piece, buffer_gpa, dirty_pages};
 
 /// Sectors of the disks of the tests.
 const NSECTORS: u64 = 64;

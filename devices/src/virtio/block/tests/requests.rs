@@ -48,6 +48,21 @@ fn reads_and_writes_go_to_their_sectors() {
 }
 
 #[test]
+fn pages_that_the_disk_writes_are_marked_and_others_are_not() {
+    let image = image();
+    let mut guest = Guest::boot(disk(&image));
+    // What neither the driver nor its rings and buffers touch.
+    let [into, from] = [0x1d_0000, 0x1e_0000];
+    let pieces = [piece(into + 4000, 1024, true)];
+    assert_eq!(guest.request(VIRTIO_BLK_T_IN, 0, &pieces).0, OK);
+    let pieces = [piece(from, 1024, false)];
+    assert_eq!(guest.request(VIRTIO_BLK_T_OUT, 0, &pieces).0, OK);
+    let dirty = dirty_pages(&guest.driver.mem);
+    assert!(dirty.contains(&(into / 4096)) && dirty.contains(&(into / 4096 + 1)));
+    assert!(!dirty.contains(&(into / 4096 + 2)) && !dirty.contains(&(from / 4096)));
+}
+
+#[test]
 fn a_request_may_be_cut_into_descriptors_anyhow() {
     let image = image();
     let mut guest = Guest::boot(disk(&image));
