@@ -6,8 +6,12 @@ pub const PAGE_SIZE: usize = 4096;
 /// [`PAGE_SIZE`] as the type of file offsets and guest-physical addresses.
 pub(crate) const PAGE_BYTES: u64 = PAGE_SIZE as u64;
 
-/// The version of the snapshot format that this crate writes, and the only one that it reads.
+/// The version of the format of a snapshot that holds all of guest memory.
 pub const FORMAT_VERSION: u32 = 1;
+/// The version of the format of a diff, which holds only the pages that were written since its
+/// base. A number of its own: a program that knows no diffs refuses one by it, instead of taking
+/// the pages that are not there for pages of zeros.
+pub const DIFF_FORMAT_VERSION: u32 = 2;
 
 /// The name of the manifest inside a snapshot's directory.
 pub const MANIFEST_FILE: &str = "manifest.json";

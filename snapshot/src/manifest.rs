@@ -18,16 +18,16 @@ use serde_json::value::RawValue;
 use crate::checksum::crc32c;
 use crate::id::SnapshotId;
 use crate::limits::{
-    FORMAT_VERSION, MANIFEST_FILE, MAX_MANIFEST_BYTES, MAX_MEMORY_BYTES, MAX_STATE_BYTES,
-    PAGE_BYTES, TRACE_FILE, WORKING_SET_FILE,
+    DIFF_FORMAT_VERSION, FORMAT_VERSION, MANIFEST_FILE, MAX_MANIFEST_BYTES, MAX_MEMORY_BYTES,
+    MAX_STATE_BYTES, PAGE_BYTES, TRACE_FILE, WORKING_SET_FILE,
 };
-use crate::memory_index;
+use crate::memory_index::Layout;
 
 /// What a snapshot is, and the files that belong to it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
-    /// The version of the snapshot format: [`FORMAT_VERSION`].
+    /// The version of the snapshot format: [`FORMAT_VERSION`], or [`DIFF_FORMAT_VERSION`] of a diff.
     pub format_version: u32,
     /// The snapshot's identity.
     pub id: SnapshotId,
@@ -65,10 +65,20 @@ pub struct MemoryInfo {
     pub regions: Vec<RegionInfo>,
     /// How many pages are zero, and holes in the memory file.
     pub zero_pages: u64,
-    /// How many pages are not.
+    /// How many pages hold something else, and are in the memory file.
     pub data_pages: u64,
+    /// The snapshot that this one is a diff against, if it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<SnapshotId>,
+    /// How many pages are as in the base, and holes in the memory file.
+    #[serde(default, skip_serializing_if = "is_none_unchanged")]
+    pub unchanged_pages: u64,
     /// How much of the guest's memory was resident on the host when it was saved, in bytes.
     pub booted_resident_bytes: u64,
+}
+
+fn is_none_unchanged(pages: &u64) -> bool {
+    *pages == 0
 }
 
 /// A contiguous range of guest-physical memory.
@@ -132,7 +142,7 @@ pub enum ManifestError {
     },
     /// It is of another version of the format.
     #[error(
-        "it has format version {found}, this program reads version {FORMAT_VERSION}: create the snapshot again with this program, or use the program that created it"
+        "it has format version {found}, this program reads version {FORMAT_VERSION} and, of a diff, {DIFF_FORMAT_VERSION}: create the snapshot again with this program, or use the program that created it"
     )]
     FormatVersion {
         /// The version found.
@@ -199,7 +209,7 @@ impl Manifest {
             });
         }
         let version: VersionOnly = serde_json::from_str(inner).map_err(ManifestError::Json)?;
-        if version.format_version != FORMAT_VERSION {
+        if !matches!(version.format_version, FORMAT_VERSION | DIFF_FORMAT_VERSION) {
             return Err(ManifestError::FormatVersion {
                 found: version.format_version,
             });
@@ -240,14 +250,42 @@ impl Manifest {
             )));
         }
         check_regions(&self.memory.regions, memory.len_bytes)?;
-        let page_count = memory.len_bytes / PAGE_BYTES;
-        if self.memory.zero_pages.checked_add(self.memory.data_pages) != Some(page_count) {
+        let MemoryInfo {
+            zero_pages,
+            data_pages,
+            unchanged_pages,
+            base,
+            ..
+        } = self.memory;
+        let (version, layout) = match base {
+            None => (FORMAT_VERSION, Layout::Full),
+            Some(_) => (DIFF_FORMAT_VERSION, Layout::Diff),
+        };
+        if self.format_version != version {
             return Err(invalid(format!(
-                "{} zero pages and {} data pages are not the {page_count} pages of the memory file",
-                self.memory.zero_pages, self.memory.data_pages
+                "it {} a base, which format version {} does not go with",
+                if base.is_some() { "has" } else { "lacks" },
+                self.format_version
             )));
         }
-        let index_bytes = memory_index::encoded_bytes(page_count);
+        if base == Some(self.id) {
+            return Err(invalid("it is a diff against itself".to_owned()));
+        }
+        if base.is_none() && unchanged_pages != 0 {
+            return Err(invalid(format!(
+                "{unchanged_pages} pages are as in its base, and it has none"
+            )));
+        }
+        let page_count = memory.len_bytes / PAGE_BYTES;
+        let counted = zero_pages
+            .checked_add(data_pages)
+            .and_then(|pages| pages.checked_add(unchanged_pages));
+        if counted != Some(page_count) {
+            return Err(invalid(format!(
+                "{zero_pages} zero pages, {data_pages} data pages and {unchanged_pages} unchanged pages are not the {page_count} pages of the memory file"
+            )));
+        }
+        let index_bytes = layout.encoded_bytes(page_count);
         if memory_index.len_bytes != index_bytes {
             return Err(invalid(format!(
                 "the memory index has {} bytes, {page_count} pages take {index_bytes}",
@@ -262,7 +300,9 @@ impl MemoryInfo {
     /// How many pages the memory file has.
     #[must_use]
     pub fn page_count(&self) -> u64 {
-        self.zero_pages.saturating_add(self.data_pages)
+        self.zero_pages
+            .saturating_add(self.data_pages)
+            .saturating_add(self.unchanged_pages)
     }
 
     /// The place in the memory file, in pages, of the page that holds a guest-physical address.
@@ -447,13 +487,15 @@ mod tests {
                 zero_pages: pages / 3,
                 data_pages: pages - pages / 3,
                 booted_resident_bytes: 12_345,
+                base: None,
+                unchanged_pages: 0,
             },
             files: Files {
                 state: file("state", 100, Some(1)),
                 memory: file("memory", file_offset, None),
                 memory_index: file(
                     "memory-index",
-                    memory_index::encoded_bytes(pages),
+                    Layout::Full.encoded_bytes(pages),
                     Some(u32::MAX),
                 ),
             },
@@ -467,6 +509,17 @@ mod tests {
         )
     }
 
+    /// The same as a diff that leaves one page to its base.
+    fn diff() -> Manifest {
+        let mut diff = manifest();
+        diff.format_version = DIFF_FORMAT_VERSION;
+        diff.memory.base = Some(SnapshotId::from_bytes([0x4d; 16]));
+        diff.memory.zero_pages -= 1;
+        diff.memory.unchanged_pages = 1;
+        diff.files.memory_index.len_bytes = Layout::Diff.encoded_bytes(diff.memory.page_count());
+        diff
+    }
+
     fn what_is_invalid(change: impl FnOnce(&mut Manifest)) -> String {
         let mut manifest = manifest();
         change(&mut manifest);
@@ -478,29 +531,79 @@ mod tests {
 
     #[test]
     fn every_flipped_bit_is_refused() {
-        let mut bytes = manifest().encode().unwrap();
-        for at in 0..bytes.len() {
-            for bit in 0..8 {
-                bytes[at] ^= 1_u8 << bit;
-                let result = Manifest::decode(&bytes);
-                assert!(result.is_err(), "bit {bit} of byte {at}");
-                bytes[at] ^= 1_u8 << bit;
+        for manifest in [manifest(), diff()] {
+            let mut bytes = manifest.encode().unwrap();
+            for at in 0..bytes.len() {
+                for bit in 0..8 {
+                    bytes[at] ^= 1_u8 << bit;
+                    let result = Manifest::decode(&bytes);
+                    assert!(result.is_err(), "bit {bit} of byte {at}");
+                    bytes[at] ^= 1_u8 << bit;
+                }
             }
+            assert_eq!(Manifest::decode(&bytes).unwrap(), manifest);
         }
-        assert_eq!(Manifest::decode(&bytes).unwrap(), manifest());
     }
 
     #[test]
     fn every_other_length_is_refused() {
-        let mut bytes = manifest().encode().unwrap();
-        for len in 0..bytes.len() {
-            assert!(Manifest::decode(&bytes[..len]).is_err(), "{len} bytes");
+        for manifest in [manifest(), diff()] {
+            let mut bytes = manifest.encode().unwrap();
+            for len in 0..bytes.len() {
+                assert!(Manifest::decode(&bytes[..len]).is_err(), "{len} bytes");
+            }
+            bytes.push(b'\n');
+            assert!(matches!(
+                Manifest::decode(&bytes),
+                Err(ManifestError::Shape { .. })
+            ));
         }
-        bytes.push(b'\n');
-        assert!(matches!(
-            Manifest::decode(&bytes),
-            Err(ManifestError::Shape { .. })
-        ));
+    }
+
+    #[test]
+    fn a_diff_and_a_full_snapshot_are_not_taken_for_each_other() {
+        let full = String::from_utf8(manifest().encode().unwrap()).unwrap();
+        assert!(
+            !full.contains("base") && !full.contains("unchanged"),
+            "{full}"
+        );
+        let cases: [fn() -> Manifest; 6] = [
+            || Manifest {
+                format_version: DIFF_FORMAT_VERSION,
+                ..manifest()
+            },
+            || Manifest {
+                format_version: FORMAT_VERSION,
+                ..diff()
+            },
+            || {
+                let mut diff = diff();
+                diff.memory.base = None;
+                diff
+            },
+            || {
+                let mut diff = diff();
+                diff.memory.base = Some(diff.id);
+                diff
+            },
+            || {
+                let mut diff = diff();
+                diff.memory.unchanged_pages = u64::MAX;
+                diff
+            },
+            || {
+                let mut diff = diff();
+                diff.files.memory_index = manifest().files.memory_index;
+                diff
+            },
+        ];
+        for (number, case) in cases.into_iter().enumerate() {
+            let result = case().encode();
+            assert!(
+                matches!(result, Err(ManifestError::Invalid { .. })),
+                "case {number}: {result:?}"
+            );
+        }
     }
 
     #[test]
@@ -516,16 +619,16 @@ mod tests {
 
     #[test]
     fn another_version_is_said_even_when_its_fields_are_unknown() {
-        let inner = r#"{"format_version": 2, "novelty": true}"#;
+        let inner = r#"{"format_version": 3, "novelty": true}"#;
         let bytes = envelope(crc32c(inner.as_bytes()), inner);
         let error = Manifest::decode(bytes.as_bytes()).unwrap_err();
         assert!(
-            matches!(error, ManifestError::FormatVersion { found: 2 }),
+            matches!(error, ManifestError::FormatVersion { found: 3 }),
             "{error:?}"
         );
         let text = error.to_string();
         assert!(
-            text.contains("version 2") && text.contains("version 1"),
+            text.contains("version 3") && text.contains("version 1"),
             "{text}"
         );
     }
@@ -595,8 +698,12 @@ mod tests {
 
     #[test]
     fn counts_lengths_and_checksums_agree() {
-        let cases: [fn(&mut Manifest); 7] = [
+        let cases: [fn(&mut Manifest); 8] = [
             |m| m.memory.zero_pages += 1,
+            |m| {
+                m.memory.zero_pages -= 1;
+                m.memory.unchanged_pages += 1;
+            },
             |m| m.memory.data_pages = u64::MAX,
             |m| m.files.memory_index.len_bytes += 1,
             |m| m.files.memory_index.crc32c = None,

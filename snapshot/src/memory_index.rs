@@ -1,23 +1,28 @@
-//! The `memory-index` file: which pages of guest memory are zero, and the CRC32C of each page.
+//! The `memory-index` file: which pages of guest memory are zero, which a diff leaves to its base,
+//! and the CRC32C of each page.
 //!
 //! Layout, all integers little-endian:
 //!
 //! ```text
 //! header    magic 8 | layout version u32 | page size u32 | snapshot id 16 | page count u64 |
 //!           crc32c u32, of everything before it and everything after it
-//! bitmap    a bit a page, least significant first, padded with zeros to a byte: 1 is a data page
+//! data      a bit a page, least significant first, padded with zeros to a byte: 1 is a data page
+//! unchanged only in layout 2, that of a diff: as above, 1 is a page that is as in the base
 //! checksums a u32 a page
 //! ```
 //!
-//! Zero pages have a checksum too, always the same: a page's place in the list is then its number,
-//! and looking one up while a vCPU waits costs no counting.
+//! Zero pages have a checksum too, always the same, and so have unchanged ones, 0: a page's place
+//! in the list is then its number, and looking one up while a vCPU waits costs no counting.
 
 use crate::checksum::{Crc32c, crc32c};
 use crate::id::SnapshotId;
 use crate::limits::{MAX_MEMORY_BYTES, PAGE_BYTES, PAGE_SIZE};
 
 const MAGIC: [u8; 8] = *b"RVMINDEX";
+/// The layout of a snapshot that holds all pages.
 const LAYOUT_VERSION: u32 = 1;
+/// The layout of a diff.
+const DIFF_LAYOUT_VERSION: u32 = 2;
 const ID_AT: usize = 16;
 const PAGE_COUNT_AT: usize = 32;
 const CRC_AT: usize = 40;
@@ -36,7 +41,7 @@ pub enum MemoryIndexError {
     Magic,
     /// The layout of the file is of another version.
     #[error(
-        "the memory index has layout version {found}, this program reads {LAYOUT_VERSION}: create the snapshot again"
+        "the memory index has layout version {found}, this program reads {LAYOUT_VERSION} and {DIFF_LAYOUT_VERSION}: create the snapshot again"
     )]
     Layout {
         /// The version found.
@@ -84,6 +89,12 @@ pub enum MemoryIndexError {
         /// The page.
         page_index: u64,
     },
+    /// It says of a page that it holds data and that it is as in the base.
+    #[error("the memory index contradicts itself about page {page_index}")]
+    Contradiction {
+        /// The page.
+        page_index: u64,
+    },
     /// It does not fit in memory.
     #[error("no memory for the {len_bytes} bytes of a memory index")]
     NoMemory {
@@ -115,6 +126,20 @@ pub enum PageError {
         /// The page.
         page_index: u64,
     },
+    /// The page is not in this snapshot, which is a diff.
+    #[error("page {page_index} is not in this diff but in its base: merge the two")]
+    Unchanged {
+        /// The page.
+        page_index: u64,
+    },
+    /// There is something in a diff where it has nothing.
+    #[error(
+        "page {page_index} of the memory file is damaged: the diff leaves it to its base, but there is something in it"
+    )]
+    NotEmpty {
+        /// The page.
+        page_index: u64,
+    },
     /// A data page has another checksum.
     #[error(
         "page {page_index} of the memory file is damaged: crc32c {actual:08x} instead of {expected:08x}"
@@ -129,14 +154,28 @@ pub enum PageError {
     },
 }
 
-/// Which pages of guest memory are zero, and the CRC32C of each page.
+/// What a snapshot has of a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PageKind {
+    /// Nothing but zeros: a hole in the memory file.
+    Zero,
+    /// It is in the memory file.
+    Data,
+    /// It is as in the base of this diff, whose memory file has a hole in its place.
+    Unchanged,
+}
+
+/// Which pages of guest memory are zero, which a diff leaves to its base, and the CRC32C of each
+/// page.
 ///
 /// A page is named by its place in the memory file: its file offset divided by the page size.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemoryIndex {
     snapshot_id: SnapshotId,
     page_count: u64,
+    layout: Layout,
     zero_page_count: u64,
+    unchanged_page_count: u64,
     /// The file, whole: one allocation, and nothing to convert on the way to the first fault.
     bytes: Vec<u8>,
 }
@@ -157,10 +196,7 @@ impl MemoryIndex {
         if header[..8] != MAGIC {
             return Err(MemoryIndexError::Magic);
         }
-        let layout = read_u32(header, 8);
-        if layout != LAYOUT_VERSION {
-            return Err(MemoryIndexError::Layout { found: layout });
-        }
+        let layout = Layout::of_version(read_u32(header, 8))?;
         let page_bytes = read_u32(header, 12);
         if page_bytes != PAGE_SIZE as u32 {
             return Err(MemoryIndexError::PageSize {
@@ -172,7 +208,7 @@ impl MemoryIndex {
         if page_count > MAX_PAGES {
             return Err(MemoryIndexError::TooManyPages { page_count });
         }
-        let expected_bytes = encoded_bytes(page_count);
+        let expected_bytes = layout.encoded_bytes(page_count);
         if expected_bytes != actual_bytes {
             return Err(MemoryIndexError::Length {
                 expected_bytes,
@@ -196,20 +232,32 @@ impl MemoryIndex {
                 expected: *expected,
             });
         }
-        let bitmap = &body[..bitmap_bytes(page_count) as usize];
-        let used_bits = page_count % 8;
-        if used_bits != 0 && bitmap.last().is_some_and(|last| last >> used_bits != 0) {
-            return Err(MemoryIndexError::NoSuchPage {
-                page_index: page_count,
+        let (bitmaps, _) = body.split_at(layout.bitmaps_bytes(page_count) as usize);
+        let (data, unchanged) = bitmaps.split_at(bitmap_bytes(page_count) as usize);
+        let data_pages = count_pages(data, page_count)?;
+        let unchanged_page_count = count_pages(unchanged, page_count)?;
+        let both = data.iter().zip(unchanged).position(|(a, b)| a & b != 0);
+        if let Some(byte) = both {
+            let bit = (data[byte] & unchanged[byte]).trailing_zeros();
+            return Err(MemoryIndexError::Contradiction {
+                page_index: byte as u64 * 8 + u64::from(bit),
             });
         }
-        let data_pages: u64 = bitmap.iter().map(|byte| u64::from(byte.count_ones())).sum();
         Ok(Self {
             snapshot_id,
             page_count,
-            zero_page_count: page_count - data_pages,
+            layout,
+            // No page is counted in both.
+            zero_page_count: page_count - data_pages - unchanged_page_count,
+            unchanged_page_count,
             bytes,
         })
+    }
+
+    /// Whether it is that of a diff: only then can there be unchanged pages.
+    #[must_use]
+    pub fn is_diff(&self) -> bool {
+        self.layout == Layout::Diff
     }
 
     /// The snapshot that it belongs to.
@@ -230,50 +278,77 @@ impl MemoryIndex {
         self.zero_page_count
     }
 
-    /// Whether a page is zero. `false` for a page that does not exist.
+    /// How many of them are in the memory file.
     #[must_use]
-    pub fn is_zero(&self, page_index: u64) -> bool {
-        if page_index >= self.page_count {
-            return false;
-        }
-        let byte = self
-            .bytes
-            .get(HEADER_BYTES + (page_index / 8) as usize)
-            .copied();
-        byte.is_some_and(|byte| byte >> (page_index % 8) & 1 == 0)
+    pub fn data_page_count(&self) -> u64 {
+        self.page_count - self.zero_page_count - self.unchanged_page_count
     }
 
-    /// The CRC32C of a page. 0 for a page that does not exist.
+    /// How many of them are left to the base.
+    #[must_use]
+    pub fn unchanged_page_count(&self) -> u64 {
+        self.unchanged_page_count
+    }
+
+    /// Whether a page is zero. `false` for a page that does not exist, or that is left to a base.
+    #[must_use]
+    pub fn is_zero(&self, page_index: u64) -> bool {
+        self.page_kind(page_index) == Some(PageKind::Zero)
+    }
+
+    /// What there is of a page; none if there is no such page.
+    #[must_use]
+    pub fn page_kind(&self, page_index: u64) -> Option<PageKind> {
+        if page_index >= self.page_count {
+            return None;
+        }
+        let is_marked = |bitmap_at: u64| {
+            let at = HEADER_BYTES + (bitmap_at + page_index / 8) as usize;
+            let byte = self.bytes.get(at).copied().unwrap_or(0);
+            byte >> (page_index % 8) & 1 == 1
+        };
+        Some(if is_marked(0) {
+            PageKind::Data
+        } else if self.layout == Layout::Diff && is_marked(bitmap_bytes(self.page_count)) {
+            PageKind::Unchanged
+        } else {
+            PageKind::Zero
+        })
+    }
+
+    /// The CRC32C of a page. 0 for a page that does not exist, or that is left to a base.
     #[must_use]
     pub fn page_crc32c(&self, page_index: u64) -> u32 {
         if page_index >= self.page_count {
             return 0;
         }
-        read_u32(&self.bytes, checksum_at(self.page_count, page_index))
+        read_u32(
+            &self.bytes,
+            self.layout.checksum_at(self.page_count, page_index),
+        )
     }
 
     /// Checks that `page` is the page that was saved.
     ///
     /// # Errors
-    /// When it is not, is not [`PAGE_SIZE`] bytes, or there is no such page.
+    /// When it is not, was left to a base, is not [`PAGE_SIZE`] bytes, or there is no such page.
     pub fn verify_page(&self, page_index: u64, page: &[u8]) -> Result<(), PageError> {
-        if page_index >= self.page_count {
+        let Some(kind) = self.page_kind(page_index) else {
             return Err(PageError::OutOfRange {
                 page_index,
                 page_count: self.page_count,
             });
-        }
+        };
         if page.len() != PAGE_SIZE {
             return Err(PageError::Length {
                 actual_bytes: page.len(),
             });
         }
-        if self.is_zero(page_index) {
-            return if is_zero_page(page) {
-                Ok(())
-            } else {
-                Err(PageError::NotZero { page_index })
-            };
+        match kind {
+            PageKind::Zero if is_zero_page(page) => return Ok(()),
+            PageKind::Zero => return Err(PageError::NotZero { page_index }),
+            PageKind::Unchanged => return Err(PageError::Unchanged { page_index }),
+            PageKind::Data => {}
         }
         let (expected, actual) = (self.page_crc32c(page_index), crc32c(page));
         if actual != expected {
@@ -285,52 +360,130 @@ impl MemoryIndex {
         }
         Ok(())
     }
+
+    /// As [`verify_page`](Self::verify_page), but for what the memory file has in the page's place:
+    /// nothing, if the page is left to a base.
+    pub(crate) fn verify_place(&self, page_index: u64, bytes: &[u8]) -> Result<(), PageError> {
+        match self.verify_page(page_index, bytes) {
+            Err(PageError::Unchanged { .. }) if is_zero_page(bytes) => Ok(()),
+            Err(PageError::Unchanged { .. }) => Err(PageError::NotEmpty { page_index }),
+            other => other,
+        }
+    }
 }
 
-/// An index in the making: every page is zero until it is said to hold data.
+/// How the file is laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// One bitmap: data or zero.
+    Full,
+    /// Two: a page may also be unchanged.
+    Diff,
+}
+
+impl Layout {
+    fn of_version(version: u32) -> Result<Self, MemoryIndexError> {
+        match version {
+            LAYOUT_VERSION => Ok(Self::Full),
+            DIFF_LAYOUT_VERSION => Ok(Self::Diff),
+            found => Err(MemoryIndexError::Layout { found }),
+        }
+    }
+
+    fn version(self) -> u32 {
+        match self {
+            Self::Full => LAYOUT_VERSION,
+            Self::Diff => DIFF_LAYOUT_VERSION,
+        }
+    }
+
+    fn bitmaps_bytes(self, page_count: u64) -> u64 {
+        match self {
+            Self::Full => bitmap_bytes(page_count),
+            Self::Diff => bitmap_bytes(page_count).saturating_mul(2),
+        }
+    }
+
+    /// The length of the file for so many pages, in bytes. Saturates: no such file then exists.
+    pub(crate) fn encoded_bytes(self, page_count: u64) -> u64 {
+        (HEADER_BYTES as u64)
+            .saturating_add(self.bitmaps_bytes(page_count))
+            .saturating_add(page_count.saturating_mul(4))
+    }
+
+    fn checksum_at(self, page_count: u64, page_index: u64) -> usize {
+        HEADER_BYTES + (self.bitmaps_bytes(page_count) + page_index * 4) as usize
+    }
+}
+
+/// An index in the making: every page is zero until something else is said of it.
 pub(crate) struct MemoryIndexBuilder {
     page_count: u64,
+    layout: Layout,
     data_pages: u64,
+    unchanged_pages: u64,
     bytes: Vec<u8>,
 }
 
 impl MemoryIndexBuilder {
-    pub(crate) fn new(id: &SnapshotId, page_count: u64) -> Result<Self, MemoryIndexError> {
+    pub(crate) fn new(
+        id: &SnapshotId,
+        page_count: u64,
+        layout: Layout,
+    ) -> Result<Self, MemoryIndexError> {
         if page_count > MAX_PAGES {
             return Err(MemoryIndexError::TooManyPages { page_count });
         }
-        let len_bytes = encoded_bytes(page_count);
+        let len_bytes = layout.encoded_bytes(page_count);
         let no_memory = |_| MemoryIndexError::NoMemory { len_bytes };
         let mut bytes = Vec::new();
         bytes
             .try_reserve_exact(len_bytes as usize)
             .map_err(no_memory)?;
         bytes.extend_from_slice(&MAGIC);
-        bytes.extend_from_slice(&LAYOUT_VERSION.to_le_bytes());
+        bytes.extend_from_slice(&layout.version().to_le_bytes());
         bytes.extend_from_slice(&(PAGE_SIZE as u32).to_le_bytes());
         bytes.extend_from_slice(id.as_bytes());
         bytes.extend_from_slice(&page_count.to_le_bytes());
-        bytes.resize(checksum_at(page_count, 0), 0);
+        bytes.resize(layout.checksum_at(page_count, 0), 0);
         for _ in 0..page_count {
             bytes.extend_from_slice(&ZERO_PAGE_CRC32C.to_le_bytes());
         }
         Ok(Self {
             page_count,
+            layout,
             data_pages: 0,
+            unchanged_pages: 0,
             bytes,
         })
     }
 
     /// Says, once, that a page holds data. The page exists: the caller has checked.
     pub(crate) fn set_data(&mut self, page_index: u64, crc32c: u32) {
-        self.bytes[HEADER_BYTES + (page_index / 8) as usize] |= 1 << (page_index % 8);
-        let at = checksum_at(self.page_count, page_index);
-        self.bytes[at..at + 4].copy_from_slice(&crc32c.to_le_bytes());
+        self.mark(0, page_index, crc32c);
         self.data_pages += 1;
+    }
+
+    /// Says, once, that a page is as in the base. The page exists, and this is a diff's index: the
+    /// caller has checked.
+    pub(crate) fn set_unchanged(&mut self, page_index: u64) {
+        self.mark(bitmap_bytes(self.page_count), page_index, 0);
+        self.unchanged_pages += 1;
+    }
+
+    fn mark(&mut self, bitmap_at: u64, page_index: u64, crc32c: u32) {
+        let at = HEADER_BYTES + (bitmap_at + page_index / 8) as usize;
+        self.bytes[at] |= 1 << (page_index % 8);
+        let at = self.layout.checksum_at(self.page_count, page_index);
+        self.bytes[at..at + 4].copy_from_slice(&crc32c.to_le_bytes());
     }
 
     pub(crate) fn data_pages(&self) -> u64 {
         self.data_pages
+    }
+
+    pub(crate) fn unchanged_pages(&self) -> u64 {
+        self.unchanged_pages
     }
 
     /// The bytes of the file.
@@ -339,13 +492,6 @@ impl MemoryIndexBuilder {
         self.bytes[CRC_AT..HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
         self.bytes
     }
-}
-
-/// The length of the file for so many pages, in bytes. Saturates: no such file then exists.
-pub(crate) fn encoded_bytes(page_count: u64) -> u64 {
-    (HEADER_BYTES as u64)
-        .saturating_add(bitmap_bytes(page_count))
-        .saturating_add(page_count.saturating_mul(4))
 }
 
 /// Whether a page holds nothing but zeros.
@@ -357,8 +503,15 @@ fn bitmap_bytes(page_count: u64) -> u64 {
     page_count.div_ceil(8)
 }
 
-fn checksum_at(page_count: u64, page_index: u64) -> usize {
-    HEADER_BYTES + (bitmap_bytes(page_count) + page_index * 4) as usize
+/// How many pages a bitmap marks; none of them may be after the last.
+fn count_pages(bitmap: &[u8], page_count: u64) -> Result<u64, MemoryIndexError> {
+    let used_bits = page_count % 8;
+    if used_bits != 0 && bitmap.last().is_some_and(|last| last >> used_bits != 0) {
+        return Err(MemoryIndexError::NoSuchPage {
+            page_index: page_count,
+        });
+    }
+    Ok(bitmap.iter().map(|byte| u64::from(byte.count_ones())).sum())
 }
 
 fn checksum(before: &[u8], after: &[u8]) -> u32 {
@@ -384,19 +537,40 @@ mod tests {
 
     const ID: SnapshotId = SnapshotId::from_bytes([7; 16]);
 
-    /// The file for pages of which `None` is zero.
-    fn encode(pages: &[Option<u32>]) -> Vec<u8> {
-        let mut builder = MemoryIndexBuilder::new(&ID, pages.len() as u64).unwrap();
-        for (page_index, crc32c) in pages.iter().enumerate() {
-            if let Some(crc32c) = crc32c {
-                builder.set_data(page_index as u64, *crc32c);
+    /// A page of an index: what it is, and the checksum of a data page.
+    type TestPage = (PageKind, u32);
+
+    const ZERO: TestPage = (PageKind::Zero, 0);
+    const UNCHANGED: TestPage = (PageKind::Unchanged, 0);
+
+    fn data(crc32c: u32) -> TestPage {
+        (PageKind::Data, crc32c)
+    }
+
+    fn encode(layout: Layout, pages: &[TestPage]) -> Vec<u8> {
+        let mut builder = MemoryIndexBuilder::new(&ID, pages.len() as u64, layout).unwrap();
+        for (page_index, (kind, crc32c)) in (0..).zip(pages) {
+            match kind {
+                PageKind::Zero => {}
+                PageKind::Data => builder.set_data(page_index, *crc32c),
+                PageKind::Unchanged => builder.set_unchanged(page_index),
             }
         }
         builder.finish()
     }
 
-    fn pages() -> impl Strategy<Value = Vec<Option<u32>>> {
-        proptest::collection::vec(any::<Option<u32>>(), 0..100)
+    /// A full snapshot's pages, or a diff's.
+    fn pages() -> impl Strategy<Value = (Layout, Vec<TestPage>)> {
+        let full = prop_oneof![Just(ZERO), any::<u32>().prop_map(data)];
+        let diff = prop_oneof![Just(ZERO), any::<u32>().prop_map(data), Just(UNCHANGED)];
+        prop_oneof![
+            (Just(Layout::Full), proptest::collection::vec(full, 0..100)),
+            (Just(Layout::Diff), proptest::collection::vec(diff, 0..100)),
+        ]
+    }
+
+    fn count(pages: &[TestPage], wanted: PageKind) -> u64 {
+        pages.iter().filter(|(kind, _)| *kind == wanted).count() as u64
     }
 
     #[test]
@@ -406,30 +580,41 @@ mod tests {
 
     proptest! {
         #[test]
-        fn round_trip(pages in pages()) {
-            let index = MemoryIndex::decode(encode(&pages), &ID).unwrap();
+        fn round_trip((layout, pages) in pages()) {
+            let index = MemoryIndex::decode(encode(layout, &pages), &ID).unwrap();
             prop_assert_eq!(index.snapshot_id(), ID);
+            prop_assert_eq!(index.is_diff(), layout == Layout::Diff);
             prop_assert_eq!(index.page_count(), pages.len() as u64);
-            let zero_pages = pages.iter().filter(|page| page.is_none()).count();
-            prop_assert_eq!(index.zero_page_count(), zero_pages as u64);
-            for (page_index, crc32c) in pages.iter().enumerate() {
-                prop_assert_eq!(index.is_zero(page_index as u64), crc32c.is_none());
-                let expected = crc32c.unwrap_or(ZERO_PAGE_CRC32C);
-                prop_assert_eq!(index.page_crc32c(page_index as u64), expected);
+            prop_assert_eq!(index.zero_page_count(), count(&pages, PageKind::Zero));
+            prop_assert_eq!(index.data_page_count(), count(&pages, PageKind::Data));
+            prop_assert_eq!(index.unchanged_page_count(), count(&pages, PageKind::Unchanged));
+            for (page_index, (kind, crc32c)) in (0..).zip(&pages) {
+                prop_assert_eq!(index.page_kind(page_index), Some(*kind));
+                prop_assert_eq!(index.is_zero(page_index), *kind == PageKind::Zero);
+                let expected = match kind {
+                    PageKind::Zero => ZERO_PAGE_CRC32C,
+                    PageKind::Data => *crc32c,
+                    PageKind::Unchanged => 0,
+                };
+                prop_assert_eq!(index.page_crc32c(page_index), expected);
             }
         }
 
         #[test]
-        fn any_flipped_bit_is_refused(pages in pages(), at in any::<Index>(), bit in 0..8_u32) {
-            let mut bytes = encode(&pages);
+        fn any_flipped_bit_is_refused(
+            (layout, pages) in pages(),
+            at in any::<Index>(),
+            bit in 0..8_u32,
+        ) {
+            let mut bytes = encode(layout, &pages);
             let at = at.index(bytes.len());
             bytes[at] ^= 1_u8 << bit;
             prop_assert!(MemoryIndex::decode(bytes, &ID).is_err());
         }
 
         #[test]
-        fn any_other_length_is_refused(pages in pages(), more in 1..64_usize) {
-            let bytes = encode(&pages);
+        fn any_other_length_is_refused((layout, pages) in pages(), more in 1..64_usize) {
+            let bytes = encode(layout, &pages);
             for len in 0..bytes.len() {
                 prop_assert!(MemoryIndex::decode(bytes[..len].to_vec(), &ID).is_err());
             }
@@ -445,14 +630,20 @@ mod tests {
 
         /// A header that is right in all but its page count.
         #[test]
-        fn hostile_page_counts_never_panic(page_count in any::<u64>(), extra in 0..300_usize) {
-            let mut bytes = encode(&[]);
+        fn hostile_page_counts_never_panic(
+            is_diff in any::<bool>(),
+            page_count in prop_oneof![any::<u64>(), 0..200_u64],
+            extra in 0..900_usize,
+        ) {
+            let layout = if is_diff { Layout::Diff } else { Layout::Full };
+            let mut bytes = encode(layout, &[]);
             bytes[PAGE_COUNT_AT..CRC_AT].copy_from_slice(&page_count.to_le_bytes());
             bytes.resize(HEADER_BYTES + extra, 0);
             let crc = checksum(&bytes[..CRC_AT], &bytes[HEADER_BYTES..]);
             bytes[CRC_AT..HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
             if let Ok(index) = MemoryIndex::decode(bytes, &ID) {
-                prop_assert_eq!(encoded_bytes(index.page_count()), (HEADER_BYTES + extra) as u64);
+                let len_bytes = (HEADER_BYTES + extra) as u64;
+                prop_assert_eq!(layout.encoded_bytes(index.page_count()), len_bytes);
             }
         }
     }
@@ -460,7 +651,8 @@ mod tests {
     #[test]
     fn another_snapshots_index_is_refused() {
         let other = SnapshotId::from_bytes([8; 16]);
-        let error = MemoryIndex::decode(encode(&[Some(1), None]), &other).unwrap_err();
+        let error =
+            MemoryIndex::decode(encode(Layout::Full, &[data(1), ZERO]), &other).unwrap_err();
         assert_eq!(
             error,
             MemoryIndexError::OtherSnapshot {
@@ -472,18 +664,55 @@ mod tests {
 
     #[test]
     fn a_mark_after_the_last_page_is_refused() {
-        let mut bytes = encode(&[None; 3]);
-        bytes[HEADER_BYTES] |= 1 << 3;
+        for (layout, at) in [
+            (Layout::Full, HEADER_BYTES),
+            (Layout::Diff, HEADER_BYTES),
+            (Layout::Diff, HEADER_BYTES + 1),
+        ] {
+            let mut bytes = encode(layout, &[ZERO; 3]);
+            bytes[at] |= 1 << 3;
+            let error = MemoryIndex::decode(with_right_checksum(bytes), &ID).unwrap_err();
+            assert_eq!(error, MemoryIndexError::NoSuchPage { page_index: 3 });
+        }
+    }
+
+    #[test]
+    fn a_page_is_not_data_and_unchanged() {
+        let mut bytes = encode(Layout::Diff, &[ZERO, UNCHANGED, data(1)]);
+        bytes[HEADER_BYTES] |= 1 << 1;
+        let error = MemoryIndex::decode(with_right_checksum(bytes), &ID).unwrap_err();
+        assert_eq!(error, MemoryIndexError::Contradiction { page_index: 1 });
+    }
+
+    #[test]
+    fn another_layout_is_refused_by_number() {
+        let mut bytes = encode(Layout::Diff, &[ZERO]);
+        bytes[8] = 3;
+        let error = MemoryIndex::decode(with_right_checksum(bytes), &ID).unwrap_err();
+        assert_eq!(error, MemoryIndexError::Layout { found: 3 });
+    }
+
+    fn with_right_checksum(mut bytes: Vec<u8>) -> Vec<u8> {
         let crc = checksum(&bytes[..CRC_AT], &bytes[HEADER_BYTES..]);
         bytes[CRC_AT..HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
-        let error = MemoryIndex::decode(bytes, &ID).unwrap_err();
-        assert_eq!(error, MemoryIndexError::NoSuchPage { page_index: 3 });
+        bytes
     }
 
     #[test]
     fn pages_are_verified() {
         let page = [0x5a; PAGE_SIZE];
-        let index = MemoryIndex::decode(encode(&[None, Some(crc32c(&page))]), &ID).unwrap();
+        let pages = [ZERO, data(crc32c(&page)), UNCHANGED];
+        let index = MemoryIndex::decode(encode(Layout::Diff, &pages), &ID).unwrap();
+        for bytes in [&page, &ZERO_PAGE] {
+            let unchanged = Err(PageError::Unchanged { page_index: 2 });
+            assert_eq!(index.verify_page(2, bytes), unchanged);
+        }
+        assert_eq!(index.verify_place(2, &ZERO_PAGE), Ok(()));
+        assert_eq!(
+            index.verify_place(2, &page),
+            Err(PageError::NotEmpty { page_index: 2 })
+        );
+        assert_eq!(index.verify_place(1, &page), Ok(()));
         assert_eq!(index.verify_page(0, &ZERO_PAGE), Ok(()));
         assert_eq!(index.verify_page(1, &page), Ok(()));
         assert_eq!(
@@ -511,7 +740,7 @@ mod tests {
 
     #[test]
     fn pages_that_do_not_exist() {
-        let index = MemoryIndex::decode(encode(&[None]), &ID).unwrap();
+        let index = MemoryIndex::decode(encode(Layout::Full, &[ZERO]), &ID).unwrap();
         for page_index in [1, 8, u64::MAX] {
             assert!(!index.is_zero(page_index));
             assert_eq!(index.page_crc32c(page_index), 0);
@@ -528,7 +757,9 @@ mod tests {
 
     #[test]
     fn too_many_pages_are_refused_before_memory_is_taken() {
-        let error = MemoryIndexBuilder::new(&ID, MAX_PAGES + 1).err().unwrap();
+        let error = MemoryIndexBuilder::new(&ID, MAX_PAGES + 1, Layout::Full)
+            .err()
+            .unwrap();
         assert_eq!(
             error,
             MemoryIndexError::TooManyPages {

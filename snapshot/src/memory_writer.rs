@@ -5,9 +5,10 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use crate::checksum::crc32c;
+use crate::id::SnapshotId;
 use crate::limits::{MAX_MEMORY_BYTES, MEMORY_FILE, MEMORY_INDEX_FILE, PAGE_BYTES, PAGE_SIZE};
 use crate::manifest::FileInfo;
-use crate::memory_index::{MemoryIndexBuilder, is_zero_page};
+use crate::memory_index::{Layout, MemoryIndexBuilder, is_zero_page};
 use crate::writer::{CreateError, SnapshotWriter};
 
 /// Guest memory as it was written.
@@ -17,16 +18,21 @@ pub(crate) struct WrittenMemory {
     pub(crate) memory_index: FileInfo,
     pub(crate) zero_pages: u64,
     pub(crate) data_pages: u64,
+    pub(crate) unchanged_pages: u64,
+    /// The snapshot that a diff is against.
+    pub(crate) base: Option<SnapshotId>,
 }
 
 /// Writes guest memory, every page once, in any order.
 ///
-/// Zero pages are not written: the file has holes there.
+/// Zero pages are not written: the file has holes there, as for the pages that a diff leaves to its
+/// base.
 pub struct MemoryWriter<'a> {
     writer: &'a mut SnapshotWriter,
     file: File,
     path: PathBuf,
     size_bytes: u64,
+    base: Option<SnapshotId>,
     index: MemoryIndexBuilder,
     written: WrittenPages,
 }
@@ -45,6 +51,7 @@ impl<'a> MemoryWriter<'a> {
     pub(crate) fn new(
         writer: &'a mut SnapshotWriter,
         size_bytes: u64,
+        base: Option<SnapshotId>,
     ) -> Result<Self, CreateError> {
         if size_bytes == 0
             || !size_bytes.is_multiple_of(PAGE_BYTES)
@@ -52,7 +59,12 @@ impl<'a> MemoryWriter<'a> {
         {
             return Err(CreateError::MemorySize { size_bytes });
         }
-        let index = MemoryIndexBuilder::new(&writer.id(), size_bytes / PAGE_BYTES)?;
+        let layout = if base.is_some() {
+            Layout::Diff
+        } else {
+            Layout::Full
+        };
+        let index = MemoryIndexBuilder::new(&writer.id(), size_bytes / PAGE_BYTES, layout)?;
         let (file, path) = writer.create_file(MEMORY_FILE)?;
         file.set_len(size_bytes)
             .map_err(|source| CreateError::io("size", &path, source))?;
@@ -62,6 +74,7 @@ impl<'a> MemoryWriter<'a> {
             file,
             path,
             size_bytes,
+            base,
             index,
             written,
         })
@@ -109,6 +122,26 @@ impl<'a> MemoryWriter<'a> {
         self.claim(file_offset, len_bytes)
     }
 
+    /// Says that `len_bytes` from `file_offset` on are as in the base of this diff.
+    ///
+    /// # Errors
+    /// As [`MemoryWriter::write_pages`], and when this is no diff.
+    pub fn write_unchanged_pages(
+        &mut self,
+        file_offset: u64,
+        len_bytes: u64,
+    ) -> Result<(), CreateError> {
+        if self.base.is_none() {
+            return Err(CreateError::NoBase);
+        }
+        self.claim(file_offset, len_bytes)?;
+        let first = file_offset / PAGE_BYTES;
+        for page_index in first..first + len_bytes / PAGE_BYTES {
+            self.index.set_unchanged(page_index);
+        }
+        Ok(())
+    }
+
     /// Makes the memory file durable and writes its index.
     ///
     /// # Errors
@@ -126,6 +159,7 @@ impl<'a> MemoryWriter<'a> {
             .sync_all()
             .map_err(|source| CreateError::io("sync", &self.path, source))?;
         let data_pages = self.index.data_pages();
+        let unchanged_pages = self.index.unchanged_pages();
         let memory_index = self
             .writer
             .write_small_file(MEMORY_INDEX_FILE, &self.index.finish())?;
@@ -136,8 +170,10 @@ impl<'a> MemoryWriter<'a> {
                 crc32c: None,
             },
             memory_index,
-            zero_pages: page_count - data_pages,
+            zero_pages: page_count - data_pages - unchanged_pages,
             data_pages,
+            unchanged_pages,
+            base: self.base,
         });
         Ok(())
     }

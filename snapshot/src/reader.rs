@@ -127,6 +127,12 @@ pub enum ReadError {
         #[source]
         source: MemoryIndexError,
     },
+    /// It is that of a diff, and the manifest is not, or the other way round.
+    #[error("{path} does not fit the manifest: only one of the two is that of a diff")]
+    Kind {
+        /// The memory index.
+        path: PathBuf,
+    },
     /// It counts other pages than the manifest.
     #[error(
         "{path} has {index_data_pages} data pages and {index_zero_pages} zero pages, the manifest {manifest_data_pages} and {manifest_zero_pages}: create the snapshot again"
@@ -269,7 +275,14 @@ impl Snapshot {
                 }
             })?;
         let memory = &self.manifest.memory;
-        let index_data_pages = index.page_count() - index.zero_page_count();
+        if index.is_diff() != memory.base.is_some() {
+            return Err(ReadError::Kind {
+                path: self.path_of(info),
+            });
+        }
+        // The length of the index is checked to be that of the manifest's pages: where these two
+        // counts agree, so does the third.
+        let index_data_pages = index.data_page_count();
         if (index.zero_page_count(), index_data_pages) != (memory.zero_pages, memory.data_pages) {
             return Err(ReadError::PageCounts {
                 path: self.path_of(info),

@@ -59,7 +59,9 @@ pub struct VerifyReport {
     pub zero_pages: u64,
     /// Pages that were saved with their contents.
     pub data_pages: u64,
-    /// How many pages of either kind are damaged.
+    /// Pages that a diff leaves to its base, which is not looked at.
+    pub unchanged_pages: u64,
+    /// How many pages of any kind are damaged.
     pub bad_page_count: u64,
     /// The first [`MAX_REPORTED_BAD_PAGES`] of them.
     pub bad_pages: Vec<BadPage>,
@@ -101,7 +103,8 @@ impl Snapshot {
         let total_bytes = info.files.memory.len_bytes;
         let mut report = VerifyReport {
             zero_pages: index.zero_page_count(),
-            data_pages: index.page_count() - index.zero_page_count(),
+            data_pages: index.data_page_count(),
+            unchanged_pages: index.unchanged_page_count(),
             bad_page_count: 0,
             bad_pages: Vec::new(),
         };
@@ -110,7 +113,8 @@ impl Snapshot {
         while file_offset < total_bytes {
             let len_bytes = CHUNK_BYTES.min(total_bytes - file_offset);
             let pages = &mut chunk[..len_bytes as usize];
-            // A hole is read like the rest: it must read as zeros, and costs no disk.
+            // A hole is read like the rest: it must read as zeros, and costs no disk. So must the
+            // place of a page that a diff leaves to its base.
             memory
                 .read_exact_at(pages, file_offset)
                 .map_err(|source| VerifyError::Io {
@@ -120,7 +124,7 @@ impl Snapshot {
                 })?;
             for (number, page) in pages.chunks_exact(PAGE_SIZE).enumerate() {
                 let page_index = file_offset / PAGE_BYTES + number as u64;
-                let Err(error) = index.verify_page(page_index, page) else {
+                let Err(error) = index.verify_place(page_index, page) else {
                     continue;
                 };
                 report.bad_page_count += 1;

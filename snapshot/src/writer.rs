@@ -8,7 +8,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::checksum::crc32c;
 use crate::files::{self, ReplaceFileError, replace_file};
 use crate::id::{GenerateIdError, SnapshotId};
-use crate::limits::{FORMAT_VERSION, MANIFEST_FILE, MAX_MEMORY_BYTES, STATE_FILE};
+use crate::limits::{
+    DIFF_FORMAT_VERSION, FORMAT_VERSION, MANIFEST_FILE, MAX_MEMORY_BYTES, STATE_FILE,
+};
 use crate::manifest::{FileInfo, Files, HostInfo, Manifest, ManifestError, MemoryInfo, RegionInfo};
 use crate::memory_index::MemoryIndexError;
 use crate::memory_writer::{MemoryWriter, WrittenMemory};
@@ -131,6 +133,9 @@ pub enum CreateError {
         /// The size of guest memory.
         size_bytes: u64,
     },
+    /// A page was said to be as in the base of a snapshot that has none.
+    #[error("a snapshot that is no diff cannot leave pages to a base")]
+    NoBase,
     /// A page was written before.
     #[error("page {page_index} of guest memory was written twice")]
     PageTwice {
@@ -267,10 +272,31 @@ impl SnapshotWriter {
     /// # Errors
     /// When that is no size for it, the file cannot be created, or memory was written before.
     pub fn memory_writer(&mut self, size_bytes: u64) -> Result<MemoryWriter<'_>, CreateError> {
+        self.begin_memory(size_bytes, None)
+    }
+
+    /// Begins guest memory of `size_bytes` in all regions together, of which only the pages are
+    /// written that differ from the snapshot `base`: this snapshot is a diff.
+    ///
+    /// # Errors
+    /// As [`memory_writer`](Self::memory_writer).
+    pub fn diff_memory_writer(
+        &mut self,
+        size_bytes: u64,
+        base: SnapshotId,
+    ) -> Result<MemoryWriter<'_>, CreateError> {
+        self.begin_memory(size_bytes, Some(base))
+    }
+
+    fn begin_memory(
+        &mut self,
+        size_bytes: u64,
+        base: Option<SnapshotId>,
+    ) -> Result<MemoryWriter<'_>, CreateError> {
         if self.memory.is_some() {
             return Err(CreateError::WrittenTwice { what: "memory" });
         }
-        MemoryWriter::new(self, size_bytes)
+        MemoryWriter::new(self, size_bytes, base)
     }
 
     /// Writes the manifest, makes everything durable, and puts the snapshot in its place; an older
@@ -287,7 +313,10 @@ impl SnapshotWriter {
             .ok_or(CreateError::NotWritten { what: "memory" })?;
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
         let manifest = Manifest {
-            format_version: FORMAT_VERSION,
+            format_version: match memory.base {
+                None => FORMAT_VERSION,
+                Some(_) => DIFF_FORMAT_VERSION,
+            },
             id: self.id,
             // A clock before 1970 is no reason to lose a snapshot.
             created_unix_s: since_epoch.map_or(0, |elapsed| elapsed.as_secs()),
@@ -298,6 +327,8 @@ impl SnapshotWriter {
                 regions: parts.regions,
                 zero_pages: memory.zero_pages,
                 data_pages: memory.data_pages,
+                base: memory.base,
+                unchanged_pages: memory.unchanged_pages,
                 booted_resident_bytes: parts.booted_resident_bytes,
             },
             files: Files {
