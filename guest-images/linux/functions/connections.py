@@ -144,7 +144,7 @@ class Connections:
 
 
 def _drain(stream: socket.socket) -> None:
-    """Reads what is there already: a close with unread bytes resets, and the reply would be lost."""
+    """Reads what is there: a close with unread bytes resets, and the reply would be lost."""
     try:
         stream.shutdown(socket.SHUT_WR)
         for _ in range(16):

@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""Makes what the functions load, from fixed seeds: pictures, texts, a clip, weights, a fitted model.
+"""Makes what the functions load, from fixed seeds: pictures, texts, a clip, networks, a model.
 
 Run by the build of the root file system inside of it, so that each file is made by the versions
 of the libraries that read it.
@@ -16,6 +16,7 @@ import cv2
 import joblib
 import numpy as np
 from PIL import Image
+
 from workloads import cnn_serving, lr_training, rnn_serving, video_processing
 from workloads.reviews import ReviewWriter
 

@@ -29,7 +29,7 @@ class Function:
         self._handle = handle
 
     def answer(self, line: bytes) -> bytes:
-        """Serves a request line and gives the reply with its newline. What is wrong is said in it."""
+        """Serves a request line: the reply with its newline, which says what is wrong."""
         if len(line) > MAX_REQUEST_BYTES:
             return self.refuse(TOO_LONG)
         try:

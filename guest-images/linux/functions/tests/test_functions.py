@@ -6,6 +6,7 @@ import random
 import unittest
 
 import numpy as np
+
 import workloads
 from workloads.parameters import InputError
 
@@ -84,7 +85,7 @@ class Results(unittest.TestCase):
         for block in range(3):
             counter = (5 << 64) + block
             stream = bytes(AES(key).encrypt(counter.to_bytes(16, "big")))
-            expected += bytes(a ^ b for a, b in zip(record[block * 16 :][:16], stream))
+            expected += bytes(a ^ b for a, b in zip(record[block * 16 :], stream, strict=False))
         self.assertEqual(function.encrypt(key, 5, record), bytes(expected))
         block = bytes.fromhex("6bc1bee22e409f96e93d7e117393172a")
         self.assertEqual(bytes(AES(key).encrypt(block)).hex(), "3ad77bb40d7a3660a89ecaf32466ef97")
