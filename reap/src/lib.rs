@@ -10,6 +10,7 @@
 //! |---|---|
 //! | [`Pager`] | owns the userfaultfd, serves missing pages on a thread named `pager` |
 //! | [`PageSource`] | where the pages come from: [`SnapshotPageSource`] for a snapshot on disk |
+//! | [`PageStates`] | which pages are in place, for who saves the memory without touching it |
 //! | [`Recording`] | the first touch of each page, in order |
 //! | [`WorkingSet`] | the file of the recorded pages, packed in the order of their installation |
 //! | [`WorkingSetReader`] | reads that file past the page cache, for [`Pager::install`] |
@@ -34,6 +35,7 @@ mod extents;
 mod mode;
 mod page_bitmap;
 mod page_buffer;
+mod page_states;
 mod paged_memory;
 mod pager;
 mod phase;
@@ -52,6 +54,7 @@ mod working_set_reader;
 
 pub use extents::{Extent, merge_first_touch};
 pub use mode::{MemoryRestoreMode, ParseMemoryRestoreModeError};
+pub use page_states::{PageState, PageStates};
 pub use pager::{DEFAULT_SPIN, Pager, PagerConfig, PagerError};
 pub use phase::{Phase, PhaseCell};
 pub use prefetch::{InstallError, InstallMethod, InstallReport};

@@ -12,7 +12,7 @@
 //! - A message read later may be the cause of a fault read earlier. So all messages that wait are
 //!   read before the first fault is served, and the removals among them take effect first.
 //! - The pages read as zero from then on, whatever the snapshot says. So they are remembered, and
-//!   the memory is asked before the source is.
+//!   the account is asked before the source is.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use reapvm_snapshot::PAGE_SIZE;
 
 use crate::PAGE_SIZE_BYTES;
-use crate::page_bitmap::PageBitmap;
+use crate::page_states::PageAccount;
 use crate::pager::Shared;
 use crate::region::{PageLocation, RegionMap};
 use crate::serve::ServeError;
@@ -63,20 +63,16 @@ pub(crate) struct PagedMemory {
     /// Faults that were read and are not served, oldest first. A thread waits for each, so there
     /// are about as many as threads that touch guest memory.
     pub(crate) waiting: VecDeque<Fault>,
-    /// Pages that were dropped since the memory was registered: they read as zero.
-    pub(crate) removed: PageBitmap,
 }
 
 impl PagedMemory {
     pub(crate) fn new(uffd: Arc<Uffd>, regions: RegionMap, shared: Arc<Shared>) -> Self {
-        let removed = PageBitmap::new(regions.page_count());
         Self {
             uffd,
             regions,
             shared,
             events: UffdEvents::new(),
             waiting: VecDeque::new(),
-            removed,
         }
     }
 
@@ -87,9 +83,11 @@ impl PagedMemory {
         let mut failure = None;
         for _ in 0..MAX_READS_IN_A_ROW {
             let waiting = &mut self.waiting;
-            let removed = &mut self.removed;
             let regions = &self.regions;
-            let counters = &self.shared.counters;
+            let shared = &self.shared;
+            // The sender of a REMOVE may go on as soon as it is read. Whoever looks at the account
+            // after that must find the removal in it.
+            let _accounting = shared.begin_accounting();
             let mut read_at = None;
             let may_have_more = self.uffd.read(&mut self.events, |event| {
                 has_message = true;
@@ -105,8 +103,8 @@ impl PagedMemory {
                         read_at: *read_at.get_or_insert_with(Instant::now),
                     }),
                     UffdEvent::Removed { start_hva, end_hva } => {
-                        let pages = remove_pages(removed, regions, start_hva, end_hva);
-                        add(&counters.removed_pages, pages);
+                        let pages = remove_pages(&shared.pages, regions, start_hva, end_hva);
+                        add(&shared.counters.removed_pages, pages);
                     }
                     UffdEvent::Unexpected => failure = Some(ServeError::UnexpectedEvent),
                 }
@@ -141,11 +139,11 @@ impl PagedMemory {
 
     /// How many of the `pages` from `page_at` on come before the first that was dropped.
     fn pages_not_removed(&self, page_at: PageLocation, pages: u64) -> u64 {
-        if self.removed.is_empty() {
+        if !self.shared.pages.has_dropped() {
             return pages;
         }
         (0..pages)
-            .find(|page| self.removed.contains(page_at.index + page))
+            .find(|page| self.shared.pages.was_dropped(page_at.index + page))
             .unwrap_or(pages)
     }
 
@@ -184,9 +182,14 @@ impl PagedMemory {
         }
         let run = &bytes[..pages as usize * PAGE_SIZE];
         // SAFETY: the run begins at a page of a region and does not go past the region's end.
-        Ok(attempt(turned_down, || unsafe {
+        let installed = attempt(turned_down, || unsafe {
             self.uffd.copy(page_at.hva, run, false)
-        })?)
+        })?;
+        if let Installed::Bytes(bytes) = installed {
+            let pages = bytes / PAGE_SIZE_BYTES;
+            self.shared.pages.set_installed(page_at.index, pages);
+        }
+        Ok(installed)
     }
 }
 
@@ -250,12 +253,7 @@ pub(crate) fn attempt(
 }
 
 /// Remembers the pages from `start_hva` to `end_hva` as dropped; returns how many are in a region.
-fn remove_pages(
-    removed: &mut PageBitmap,
-    regions: &RegionMap,
-    start_hva: u64,
-    end_hva: u64,
-) -> u64 {
+fn remove_pages(account: &PageAccount, regions: &RegionMap, start_hva: u64, end_hva: u64) -> u64 {
     let mut pages = 0;
     for region in regions.iter() {
         let start = start_hva.max(region.hva);
@@ -265,9 +263,7 @@ fn remove_pages(
         }
         if let Some(first) = regions.locate_hva(start) {
             let count = (end - start).div_ceil(PAGE_SIZE_BYTES);
-            for index in first.index..first.index + count {
-                removed.insert(index);
-            }
+            account.set_dropped(first.index, count);
             pages += count;
         }
     }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use crate::page_states::{PageAccount, PageStates};
 use crate::paged_memory::PagedMemory;
 use crate::phase::PhaseCell;
 use crate::prefetch::{self, InstallError, InstallMethod, InstallReport};
@@ -77,8 +78,11 @@ pub struct PagerConfig {
 /// What the pager's thread and its owner share.
 pub(crate) struct Shared {
     pub(crate) counters: Counters,
-    /// Held while a page is put in place and the fault is accounted for, and by whoever reads the
-    /// account: a fault whose thread goes on is always in it.
+    /// What has become of each page.
+    pub(crate) pages: PageAccount,
+    /// Held while a page is put in place and the fault is accounted for, while messages are
+    /// read, and by whoever reads the account: a fault or a removal whose thread goes on is always
+    /// in it.
     accounting: Mutex<()>,
     /// `None`: does not record.
     pub(crate) recorder: Option<Mutex<Recorder>>,
@@ -132,6 +136,7 @@ impl Shared {
 /// which is not what the snapshot says. So it must outlive everything that touches the memory.
 pub struct Pager {
     shared: Arc<Shared>,
+    regions: RegionMap,
     /// Until the thread takes it.
     server: Option<Server>,
     thread: Option<JoinHandle<()>>,
@@ -163,6 +168,7 @@ impl Pager {
             .map_err(|errno| PagerError::StopEvent(Arc::new(errno.into())))?;
         let shared = Arc::new(Shared {
             counters: Counters::default(),
+            pages: PageAccount::new(regions.page_count()),
             accounting: Mutex::new(()),
             recorder: config
                 .record
@@ -175,13 +181,14 @@ impl Pager {
             failure: OnceLock::new(),
         });
         let server = Server::new(
-            PagedMemory::new(Arc::clone(&uffd), regions, Arc::clone(&shared)),
+            PagedMemory::new(Arc::clone(&uffd), regions.clone(), Arc::clone(&shared)),
             config.source,
             Arc::clone(&shared),
             config.spin,
         );
         Ok(Self {
             shared,
+            regions,
             server: Some(server),
             thread: None,
             on_failure: Some(config.on_failure),
@@ -253,6 +260,17 @@ impl Pager {
     pub fn stats(&self) -> PagerStats {
         let _accounting = self.shared.begin_accounting();
         self.shared.counters.read()
+    }
+
+    /// What has become of each page up to now. While threads touch guest memory this is soon out
+    /// of date: stop them first, those too that drop pages.
+    ///
+    /// A page that is [missing](crate::PageState::Missing) then can be had from its source without
+    /// making it resident by a touch.
+    #[must_use]
+    pub fn page_states(&self) -> PageStates {
+        let _accounting = self.shared.begin_accounting();
+        self.shared.pages.states(&self.regions)
     }
 
     /// Why the pager cannot serve any more, if so.

@@ -167,7 +167,7 @@ impl Server {
             .regions
             .locate_hva(fault.hva)
             .ok_or(ServeError::OutsideRegions { hva: fault.hva })?;
-        let page = if self.memory.removed.contains(page_at.index) {
+        let page = if self.shared.pages.was_dropped(page_at.index) {
             Page::Zero
         } else {
             self.source
@@ -209,6 +209,7 @@ impl Server {
                 add(&counters.already_present, 1);
             }
         }
+        self.shared.pages.set_installed(page_at.index, 1);
         if is_data {
             add(&counters.bytes_read, PAGE_SIZE_BYTES);
         }

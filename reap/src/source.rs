@@ -1,12 +1,10 @@
 //! Where the contents of guest pages come from.
 
 use std::error::Error;
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use reapvm_snapshot::{MemoryIndex, PAGE_SIZE, PageError, ReadError, Snapshot};
+use reapvm_snapshot::{MemoryReadError, MemoryReader, PAGE_SIZE, PageError, ReadError, Snapshot};
 
 use crate::PAGE_SIZE_BYTES;
 
@@ -89,9 +87,7 @@ pub trait PageSource: Send {
 /// The index of the checksums is read at the first page, so that making one costs only the
 /// opening of a file. Pages that the index knows to be zero are not read.
 pub struct SnapshotPageSource {
-    snapshot: Arc<Snapshot>,
-    memory: File,
-    index: Option<MemoryIndex>,
+    memory: Arc<MemoryReader>,
     page: Box<[u8; PAGE_SIZE]>,
 }
 
@@ -101,28 +97,27 @@ impl SnapshotPageSource {
     /// # Errors
     /// When the memory file cannot be opened.
     pub fn new(snapshot: Arc<Snapshot>) -> Result<Self, PageSourceError> {
-        let memory = snapshot.open_memory().map_err(PageSourceError::Snapshot)?;
-        Ok(Self {
-            snapshot,
+        let memory = MemoryReader::open(snapshot).map_err(PageSourceError::Snapshot)?;
+        Ok(Self::from(Arc::new(memory)))
+    }
+}
+
+impl From<Arc<MemoryReader>> for SnapshotPageSource {
+    /// The pages that `memory` gives, which others may read too.
+    fn from(memory: Arc<MemoryReader>) -> Self {
+        Self {
             memory,
-            index: None,
             page: Box::new([0; PAGE_SIZE]),
-        })
+        }
     }
 }
 
 impl PageSource for SnapshotPageSource {
     fn read_page(&mut self, gpa: u64) -> Result<Page<'_>, PageSourceError> {
-        let index = match &mut self.index {
-            Some(index) => index,
-            none => none.insert(
-                self.snapshot
-                    .memory_index()
-                    .map_err(PageSourceError::Snapshot)?,
-            ),
-        };
+        let index = self.memory.index().map_err(PageSourceError::Snapshot)?;
         let page_index = self
-            .snapshot
+            .memory
+            .snapshot()
             .manifest()
             .memory
             .page_index_of_gpa(gpa)
@@ -132,18 +127,19 @@ impl PageSource for SnapshotPageSource {
         }
         let file_offset = page_index * PAGE_SIZE_BYTES;
         self.memory
-            .read_exact_at(&mut self.page[..], file_offset)
-            .map_err(|source| PageSourceError::Read {
-                gpa,
-                file_offset,
-                source,
-            })?;
-        index
-            .verify_page(page_index, &self.page[..])
-            .map_err(|source| PageSourceError::Corrupt {
-                gpa,
-                file_offset,
-                source,
+            .read_pages(page_index, &mut self.page[..])
+            .map_err(|error| match error {
+                MemoryReadError::File(source) => PageSourceError::Snapshot(source),
+                MemoryReadError::Io { source, .. } => PageSourceError::Read {
+                    gpa,
+                    file_offset,
+                    source,
+                },
+                MemoryReadError::Page { source, .. } => PageSourceError::Corrupt {
+                    gpa,
+                    file_offset,
+                    source,
+                },
             })?;
         Ok(Page::Data(&self.page))
     }
@@ -156,6 +152,7 @@ mod tests {
         HostInfo, MEMORY_FILE, ManifestParts, RegionInfo, SnapshotWriter, StateFile,
     };
     use std::fs::OpenOptions;
+    use std::os::unix::fs::FileExt;
     use std::path::Path;
 
     /// Two regions in the reverse order of their addresses: the page at 0x1000 is zero.

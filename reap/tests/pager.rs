@@ -15,8 +15,8 @@ use std::thread;
 use std::time::Duration;
 
 use reapvm_reap::{
-    Access, DEFAULT_SPIN, MemoryRegion, Pager, PagerConfig, PagerError, Phase, ServeError,
-    SnapshotPageSource, UffdError,
+    Access, DEFAULT_SPIN, MemoryRegion, PageState, Pager, PagerConfig, PagerError, Phase,
+    ServeError, SnapshotPageSource, UffdError,
 };
 use reapvm_snapshot::{
     HostInfo, MEMORY_FILE, ManifestParts, RegionInfo, Snapshot, SnapshotWriter, StateFile,
@@ -287,6 +287,46 @@ fn a_storm_of_removals_neither_stops_the_pager_nor_brings_old_contents_back() {
         }
     });
     assert!(pager.stats().removed_pages >= DROPPED as u64);
+    pager.stop().unwrap();
+}
+
+#[test]
+fn what_became_of_each_page_is_known_without_touching_it() {
+    let memory = GuestMemory::new(16);
+    let (mut pager, _failures) = pager(vec![memory.region()], TestSource::new(), false);
+    pager.start().unwrap();
+    let guest = Arc::clone(&memory);
+    within_time(move || {
+        guest.read_byte(1, 0);
+        guest.write_byte(2, 0, 1);
+        guest.read_byte(5, 0);
+        // One that was there, one that never was, and one that comes back.
+        guest.drop_pages(2, 3);
+        guest.read_byte(4, 0);
+    });
+    let states = pager.page_states();
+    let expected = [
+        PageState::Missing,
+        PageState::Installed,
+        PageState::Dropped,
+        PageState::Dropped,
+        PageState::Installed,
+        PageState::Installed,
+        PageState::Missing,
+    ];
+    for (page, expected) in (0..).zip(expected) {
+        let (state, _) = states.run_at(page * PAGE as u64, 1).unwrap();
+        assert_eq!(state, expected, "page {page}");
+    }
+    // Later events change the next answer, not this one.
+    let guest = Arc::clone(&memory);
+    within_time(move || {
+        guest.read_byte(3, 0);
+    });
+    assert_eq!(states.bytes_in(PageState::Dropped), 2 * PAGE as u64);
+    let states = pager.page_states();
+    assert_eq!(states.bytes_in(PageState::Dropped), PAGE as u64);
+    assert_eq!(states.bytes_in(PageState::Installed), 4 * PAGE as u64);
     pager.stop().unwrap();
 }
 

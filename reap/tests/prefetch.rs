@@ -15,7 +15,7 @@ use std::thread;
 use std::time::Duration;
 
 use reapvm_reap::{
-    InstallError, InstallMethod, Pager, WorkingSet, WorkingSetError, WorkingSetReader,
+    InstallError, InstallMethod, PageState, Pager, WorkingSet, WorkingSetError, WorkingSetReader,
 };
 use reapvm_snapshot::SnapshotId;
 use support::{GuestMemory, PAGE, TestSource, expected_page, pager, shuffled, within_time};
@@ -96,6 +96,8 @@ fn install_and_check(path: &Path, set: &WorkingSet, touched: &[usize], method: I
     assert_eq!(report.pages, touched.len() as u64);
     assert_eq!(report.extents, set.extents().len() as u64);
     assert_eq!(report.bytes_read, fs::metadata(path).unwrap().len());
+    let installed_bytes = prefetcher.page_states().bytes_in(PageState::Installed);
+    assert_eq!(installed_bytes, report.pages * PAGE as u64);
     let of_threads = report.verify_ns + report.copy_ns + report.read_ns;
     assert!(report.total_ns * report.threads >= of_threads, "{report:?}");
     prefetcher.start().unwrap();
