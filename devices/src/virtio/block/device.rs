@@ -2,7 +2,6 @@
 
 use std::os::fd::{AsRawFd, RawFd};
 
-use rustix::io::Errno;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
     VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
@@ -271,14 +270,14 @@ fn give_back(
 ) -> Result<(), DeviceError> {
     let status = match finished.outcome {
         Ok(()) => Status::Ok,
-        // The file system has no holes, or cannot zero a range: the driver writes zeroes then.
-        Err(Failure::Errno(Errno::OPNOTSUPP)) => Status::Unsupported,
+        // The driver does without, or writes zeroes.
+        Err(Failure::Unsupported) => Status::Unsupported,
         Err(failure) => {
             if !*told_of_error {
                 *told_of_error = true;
                 let reason = match failure {
-                    Failure::EndOfFile => "the file is shorter than it was".to_owned(),
                     Failure::Errno(errno) => errno.to_string(),
+                    _ => "the file is shorter than it was".to_owned(),
                 };
                 tracing::warn!(reason, "block: a request failed; further ones are not told");
             }

@@ -56,6 +56,8 @@ pub(super) struct Finished {
 pub(super) enum Failure {
     /// The file ends before the request does.
     EndOfFile,
+    /// The file's host has no holes, cannot zero a range, or not this one.
+    Unsupported,
     /// The kernel says so.
     Errno(Errno),
 }
@@ -169,7 +171,18 @@ impl Slot {
                 self.retries += 1;
                 return Next::Again;
             }
-            return Next::Finished(Err(Failure::Errno(errno)));
+            let unsupported = match operation {
+                // A device has no half blocks, a kernel no such operation: also an EINVAL.
+                Operation::Allocate { .. } => {
+                    matches!(errno, Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS)
+                }
+                _ => false,
+            };
+            return Next::Finished(Err(if unsupported {
+                Failure::Unsupported
+            } else {
+                Failure::Errno(errno)
+            }));
         };
         match operation {
             Operation::Read { .. } | Operation::Write { .. } => {
