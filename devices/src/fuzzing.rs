@@ -2,6 +2,7 @@
 #![allow(missing_docs, clippy::expect_used)]
 
 mod balloon;
+mod block;
 mod net;
 
 use std::io::{Read, Write};
@@ -14,6 +15,7 @@ use crate::test_driver::{Driver, MEMORY_BYTES, Piece, avail_gpa, buffer_gpa, des
 use crate::virtio::{MmioTransport, Rng, VirtioDevice, Vsock, VsockConfig, VsockHandle};
 
 pub use balloon::drive_balloon;
+pub use block::drive_block;
 pub use net::drive_net;
 
 /// Takes values off a byte string; of an empty one, zeroes.
@@ -200,6 +202,7 @@ mod tests {
             }
             super::drive_rng(&bytes);
             super::drive_vsock(&bytes);
+            super::drive_block(&bytes);
             super::drive_net(&bytes);
             super::drive_balloon(&bytes);
         }

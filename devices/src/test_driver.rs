@@ -7,11 +7,11 @@ use virtio_bindings::virtio_mmio::*;
 use virtio_bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
 };
-#[cfg(test)]
-use vm_memory::bitmap::Bitmap;
 use vm_memory::bitmap::{AtomicBitmap, NewBitmap};
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestRegionMmap};
+use vm_memory::{Bytes, GuestAddress, GuestRegionMmap};
+#[cfg(test)]
+use vm_memory::{GuestMemoryBackend, bitmap::Bitmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::GuestMemory;

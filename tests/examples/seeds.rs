@@ -62,8 +62,14 @@ fn memory_index(id: &SnapshotId) -> Vec<u8> {
 
 fn main() {
     let id = SnapshotId::from_bytes(fuzzed::SEED_ID);
-    // Of the network and the balloon, all that they offer.
-    let devices = [("rng", 0), ("vsock", 0), ("net", 0x99a3), ("balloon", 6)];
+    // Of the disk, the network and the balloon, all that they offer.
+    let devices = [
+        ("rng", 0),
+        ("vsock", 0),
+        ("block", 0x6244),
+        ("net", 0x99a3),
+        ("balloon", 6),
+    ];
     for (target, features) in devices {
         fs::write(seed_of(target), device_script(features)).unwrap();
     }

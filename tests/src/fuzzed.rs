@@ -13,9 +13,10 @@ pub const SEED_ID: [u8; 16] = *b"reapvm-seed-0001";
 pub const MEMORY_BYTES: u64 = 128 << 20;
 
 /// The names of all targets.
-pub const TARGETS: [&str; 9] = [
+pub const TARGETS: [&str; 10] = [
     "rng",
     "vsock",
+    "block",
     "net",
     "balloon",
     "state_file",
@@ -35,6 +36,7 @@ pub fn drive(name: &str, bytes: &[u8], scratch: &Path) {
     match name {
         "rng" => fuzzing::drive_rng(bytes),
         "vsock" => fuzzing::drive_vsock(bytes),
+        "block" => fuzzing::drive_block(bytes),
         "net" => fuzzing::drive_net(bytes),
         "balloon" => fuzzing::drive_balloon(bytes),
         "state_file" => {

@@ -35,7 +35,7 @@ fn a_cut_or_flipped_file_of_a_format_is_read_without_a_panic() {
     guarded(|| {
         let scratch = scratch::dir();
         for target in fuzzed::TARGETS {
-            if matches!(target, "rng" | "vsock" | "net" | "balloon") {
+            if matches!(target, "rng" | "vsock" | "block" | "net" | "balloon") {
                 continue;
             }
             for name in scratch::names_in(&corpus(target)) {
