@@ -1,6 +1,6 @@
 # `make bench` and `make test` set up what is missing; `make help` names the rest.
 
-.PHONY: help setup build test linux-kernels test-linux bench lint clean
+.PHONY: help setup build test linux-kernels linux-images test-linux test-python bench lint clean
 CARGO ?= cargo
 BENCH_FLAGS ?=
 TARGET := x86_64-unknown-linux-gnu
@@ -25,6 +25,13 @@ test: setup ## Run every test (needs /dev/kvm and /dev/userfaultfd)
 linux-kernels: ## Fetch Debian's stock kernels into ~/.cache/reapvm/linux
 	@./guest-images/linux/setup
 	@./guest-images/linux/fetch-kernels
+
+linux-images: linux-kernels ## Build the small kernel and the Python functions' root file system
+	@./guest-images/linux/rootfs/setup
+	@./guest-images/linux/rootfs/build-images
+
+test-python: ## Test the Python functions and their server, outside of a guest
+	@./guest-images/linux/functions/run-tests
 
 test-linux: build linux-kernels ## Run stock Linux guests in a nested host (needs no KVM)
 	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --release --locked \
