@@ -41,15 +41,22 @@ fn device_script(features: u32) -> Vec<u8> {
     script
 }
 
-/// The memory index of the seed's id for eight pages, the first and the last with data.
-fn memory_index(id: &SnapshotId) -> Vec<u8> {
+/// The memory index of the seed's id for eight pages, the first and the last with data; in a diff,
+/// those between are left to the base.
+fn memory_index(id: &SnapshotId, is_diff: bool) -> Vec<u8> {
     let mut head = b"RVMINDEX".to_vec();
-    head.extend(1_u32.to_le_bytes());
+    head.extend(if is_diff { 2_u32 } else { 1 }.to_le_bytes());
     head.extend(4096_u32.to_le_bytes());
     head.extend(id.as_bytes());
     head.extend(8_u64.to_le_bytes());
     let mut tail = vec![0b1000_0001];
-    let zero = reapvm_snapshot::checksum::crc32c(&[0; 4096]);
+    if is_diff {
+        tail.push(0b0111_1110);
+    }
+    let zero = match is_diff {
+        true => 0,
+        false => reapvm_snapshot::checksum::crc32c(&[0; 4096]),
+    };
     for page in 0..8_u32 {
         let data = page == 0 || page == 7;
         tail.extend(if data { page } else { zero }.to_le_bytes());
@@ -79,7 +86,9 @@ fn main() {
     state.push("vcpu", 1, &(2_u64, [8_u8; 20], "text")).unwrap();
     state.push("vsock", 3, &Some(vec![1_u32, 2, 3])).unwrap();
     fs::write(seed_of("state_file"), state.encode().unwrap()).unwrap();
-    fs::write(seed_of("memory_index"), memory_index(&id)).unwrap();
+    fs::write(seed_of("memory_index"), memory_index(&id, false)).unwrap();
+    let diff = seed_of("memory_index").with_file_name("seed-diff");
+    fs::write(diff, memory_index(&id, true)).unwrap();
     let pages = [0x5000, 0x6000, 0x1000, 0x10_0000];
     WorkingSet::write(
         &seed_of("working_set"),

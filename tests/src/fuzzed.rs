@@ -48,7 +48,7 @@ pub fn drive(name: &str, bytes: &[u8], scratch: &Path) {
         "memory_index" => {
             if let Ok(index) = MemoryIndex::decode(bytes.to_vec(), &id) {
                 for page in 0..index.page_count() {
-                    let _ = (index.is_zero(page), index.page_crc32c(page));
+                    let _ = (index.page_kind(page), index.page_crc32c(page));
                 }
             }
         }

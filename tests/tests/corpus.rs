@@ -59,6 +59,9 @@ fn the_seeds_of_the_file_formats_are_accepted() {
     let seed = |target: &str| std::fs::read(corpus(target).join("seed")).unwrap();
     assert!(reapvm_snapshot::StateFile::decode(&seed("state_file")).is_ok());
     assert!(reapvm_snapshot::MemoryIndex::decode(seed("memory_index"), &id).is_ok());
+    let diff = std::fs::read(corpus("memory_index").join("seed-diff")).unwrap();
+    let diff = reapvm_snapshot::MemoryIndex::decode(diff, &id).unwrap();
+    assert_eq!(diff.unchanged_page_count(), 6);
     let file = scratch.path().join("f");
     std::fs::write(&file, seed("working_set")).unwrap();
     reapvm_reap::WorkingSet::verify(&file, &id, fuzzed::MEMORY_BYTES).unwrap();

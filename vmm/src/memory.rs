@@ -1,11 +1,14 @@
 //! The memory manager: the one owner of guest memory and of its pager.
 
+mod dirty_pages;
+mod save;
+
 use std::io;
-use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
-use kvm_bindings::kvm_userspace_memory_region;
+use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 use reapvm_devices::GuestMemory;
 use reapvm_reap::{
@@ -14,16 +17,16 @@ use reapvm_reap::{
     SnapshotPageSource, WorkingSet, WorkingSetError, WorkingSetReader,
 };
 use reapvm_snapshot::{
-    CreateError, MemoryWriter, PAGE_SIZE, PageError, ReadError, RegionInfo, Snapshot,
+    CreateError, MemoryReadError, MemoryReader, PAGE_SIZE, ReadError, RegionInfo, Snapshot,
+    SnapshotId,
 };
 use thiserror::Error;
-use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::bitmap::{AtomicBitmap, NewBitmap};
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{
-    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap,
-};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestRegionMmap};
 
 use crate::arch::layout::{RamRange, ram_ranges};
+use dirty_pages::DirtyPages;
 
 /// Guest memory is read and written in pieces of this size.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -48,6 +51,17 @@ pub enum MemoryError {
         /// What the machine's configuration says.
         memory_bytes: u64,
     },
+    /// The snapshot does not hold all of guest memory.
+    #[error(
+        "{dir} is a diff, which cannot be restored by itself: merge it with its base, snapshot \
+         {base}: reapvm snapshot merge --base DIR --diff {dir} -o DIR"
+    )]
+    Diff {
+        /// Its directory.
+        dir: PathBuf,
+        /// The id of its base.
+        base: SnapshotId,
+    },
     /// KVM refused a memslot.
     #[error("KVM refused the memory region at {gpa:#x}")]
     Memslot {
@@ -57,21 +71,21 @@ pub enum MemoryError {
         #[source]
         source: kvm_ioctls::Error,
     },
+    /// KVM does not say which pages were written.
+    #[error("KVM does not say which pages of the memory region at {gpa:#x} were written")]
+    DirtyLog {
+        /// Its guest-physical address.
+        gpa: u64,
+        /// The errno of KVM_GET_DIRTY_LOG.
+        #[source]
+        source: kvm_ioctls::Error,
+    },
     /// A file of the snapshot cannot be read.
     #[error(transparent)]
     Snapshot(#[from] ReadError),
-    /// The memory file cannot be read.
-    #[error("cannot read the snapshot's memory file at offset {offset}")]
-    Read {
-        /// Offset in bytes.
-        offset: u64,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// A page is not what was saved.
+    /// The memory of the snapshot cannot be read, or a page of it is not what was saved.
     #[error(transparent)]
-    Page(#[from] PageError),
+    Page(#[from] MemoryReadError),
     /// The page source cannot be opened.
     #[error(transparent)]
     Source(#[from] PageSourceError),
@@ -105,6 +119,10 @@ pub struct MemoryManager {
     memory: GuestMemory,
     regions: Vec<MemoryRegion>,
     phase: Arc<PhaseCell>,
+    /// Where the pager's pages come from.
+    source: Option<Arc<MemoryReader>>,
+    /// What was written since the last save, if that is tracked.
+    dirty: Option<Mutex<DirtyPages>>,
     /// In prefetch mode, until the pager starts.
     installation: Option<Installation>,
     install: Option<InstallReport>,
@@ -115,8 +133,9 @@ impl MemoryManager {
     ///
     /// # Errors
     /// [`MemoryError::Map`].
-    pub fn new(memory_bytes: u64) -> Result<Self, MemoryError> {
-        Self::map(&regions_of(memory_bytes), None)
+    pub fn new(memory_bytes: u64, track_dirty_pages: bool) -> Result<Self, MemoryError> {
+        let dirty = track_dirty_pages.then(|| no_dirty_pages(memory_bytes, None));
+        Self::map(&regions_of(memory_bytes), None, dirty)
     }
 
     /// The memory of `snapshot`, in the way that `mode` says. With a mode that serves faults,
@@ -129,22 +148,34 @@ impl MemoryManager {
     pub fn restore(
         snapshot: &Arc<Snapshot>,
         memory_bytes: u64,
+        track_dirty_pages: bool,
         mode: MemoryRestoreMode,
         install_method: InstallMethod,
         on_failure: OnPagerFailure,
     ) -> Result<Self, MemoryError> {
         let info = &snapshot.manifest().memory;
+        if let Some(base) = info.base {
+            return Err(MemoryError::Diff {
+                dir: snapshot.dir().to_owned(),
+                base,
+            });
+        }
         let regions = regions_of(memory_bytes);
         if info.regions != regions {
             return Err(MemoryError::Regions { memory_bytes });
         }
+        let dirty = track_dirty_pages.then(|| no_dirty_pages(memory_bytes, Some(snapshot.id())));
         match mode {
             MemoryRestoreMode::Copy => {
-                let manager = Self::map(&regions, None)?;
-                manager.copy_from(snapshot)?;
+                let manager = Self::map(&regions, None, dirty)?;
+                manager.copy_from(&MemoryReader::open(Arc::clone(snapshot))?)?;
+                manager.forget_own_writes();
                 Ok(manager)
             }
-            MemoryRestoreMode::File => Self::map(&regions, Some(Arc::new(snapshot.open_memory()?))),
+            MemoryRestoreMode::File => {
+                let file = Arc::new(snapshot.open_memory()?);
+                Self::map(&regions, Some(file), dirty)
+            }
             MemoryRestoreMode::OnDemand
             | MemoryRestoreMode::Record
             | MemoryRestoreMode::Prefetch => {
@@ -157,10 +188,12 @@ impl MemoryManager {
                     )?),
                     _ => None,
                 };
-                let mut manager = Self::map(&regions, None)?;
+                let mut manager = Self::map(&regions, None, dirty)?;
+                let source = Arc::new(MemoryReader::open(Arc::clone(snapshot))?);
+                manager.source = Some(Arc::clone(&source));
                 let config = PagerConfig {
                     regions: manager.regions.clone(),
-                    source: Box::new(SnapshotPageSource::new(Arc::clone(snapshot))?),
+                    source: Box::new(SnapshotPageSource::from(source)),
                     record: mode.records(),
                     phase: Arc::clone(&manager.phase),
                     spin: DEFAULT_SPIN,
@@ -206,7 +239,11 @@ impl MemoryManager {
         Ok(())
     }
 
-    fn map(regions: &[RegionInfo], file: Option<Arc<std::fs::File>>) -> Result<Self, MemoryError> {
+    fn map(
+        regions: &[RegionInfo],
+        file: Option<Arc<std::fs::File>>,
+        dirty: Option<Mutex<DirtyPages>>,
+    ) -> Result<Self, MemoryError> {
         let mut mapped = Vec::with_capacity(regions.len());
         let mut described = Vec::with_capacity(regions.len());
         for region in regions {
@@ -223,7 +260,7 @@ impl MemoryManager {
                     0,
                 ),
             };
-            let bitmap = None::<AtomicBitmap>;
+            let bitmap = dirty.is_some().then(|| AtomicBitmap::with_len(size));
             let mut mapping = MmapRegionBuilder::new_with_bitmap(size, bitmap)
                 .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
                 .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE | flags);
@@ -250,15 +287,16 @@ impl MemoryManager {
             memory,
             regions: described,
             phase: Arc::new(PhaseCell::default()),
+            source: None,
+            dirty,
             installation: None,
             install: None,
         })
     }
 
     /// Reads all data pages and checks each.
-    fn copy_from(&self, snapshot: &Snapshot) -> Result<(), MemoryError> {
-        let index = snapshot.memory_index()?;
-        let file = snapshot.open_memory()?;
+    fn copy_from(&self, source: &MemoryReader) -> Result<(), MemoryError> {
+        let index = source.index()?;
         let mut buffer = vec![0_u8; CHUNK_BYTES];
         for region in &self.regions {
             let mut done = 0;
@@ -270,10 +308,8 @@ impl MemoryManager {
                 // A chunk of zero pages only is what the fresh mapping already holds.
                 if (first_page..first_page + pages).any(|page| !index.is_zero(page)) {
                     let chunk = &mut buffer[..length];
-                    file.read_exact_at(chunk, offset)
-                        .map_err(|source| MemoryError::Read { offset, source })?;
+                    source.read_pages(first_page, chunk)?;
                     for (page, bytes) in (first_page..).zip(chunk.chunks_exact(PAGE_SIZE)) {
-                        index.verify_page(page, bytes)?;
                         if !index.is_zero(page) {
                             let gpa = region.gpa + (page * PAGE_SIZE as u64 - region.file_offset);
                             self.memory.write_slice(bytes, GuestAddress(gpa))?;
@@ -296,13 +332,17 @@ impl MemoryManager {
     /// # Errors
     /// [`MemoryError::Memslot`].
     pub fn register(&self, vm: &VmFd) -> Result<(), MemoryError> {
+        let flags = match self.dirty {
+            Some(_) => KVM_MEM_LOG_DIRTY_PAGES,
+            None => 0,
+        };
         for (slot, region) in (0_u32..).zip(&self.regions) {
             let memslot = kvm_userspace_memory_region {
                 slot,
                 guest_phys_addr: region.gpa,
                 memory_size: region.size_bytes,
                 userspace_addr: region.hva,
-                flags: 0,
+                flags,
             };
             // SAFETY: the region is mapped for `size_bytes` and stays so while the machine
             // lives; regions do not overlap (`ram_ranges`).
@@ -373,31 +413,6 @@ impl MemoryManager {
     pub fn size_bytes(&self) -> u64 {
         self.regions.iter().map(|region| region.size_bytes).sum()
     }
-
-    /// Writes all of guest memory. vCPUs and devices must be at rest.
-    ///
-    /// # Errors
-    /// Guest memory or the file cannot be accessed.
-    pub fn write_to(&self, writer: &mut MemoryWriter<'_>) -> Result<(), MemoryError> {
-        let mut buffer = vec![0_u8; CHUNK_BYTES];
-        for region in self.memory.iter() {
-            let gpa = region.start_addr();
-            let offset = self
-                .regions
-                .iter()
-                .find(|described| described.gpa == gpa.0)
-                .map_or(0, |described| described.file_offset);
-            let mut done = 0_u64;
-            while done < region.len() {
-                let length = (region.len() - done).min(CHUNK_BYTES as u64) as usize;
-                let chunk = &mut buffer[..length];
-                self.memory.read_slice(chunk, GuestAddress(gpa.0 + done))?;
-                writer.write_pages(offset + done, chunk)?;
-                done += length as u64;
-            }
-        }
-        Ok(())
-    }
 }
 
 /// The installation of a working set, under way on the thread `working-set`, which gives the pager
@@ -433,6 +448,10 @@ impl Installation {
     }
 }
 
+fn no_dirty_pages(memory_bytes: u64, base: Option<SnapshotId>) -> Mutex<DirtyPages> {
+    Mutex::new(DirtyPages::new(memory_bytes / PAGE_SIZE as u64, base))
+}
+
 fn regions_of(memory_bytes: u64) -> Vec<RegionInfo> {
     let mut file_offset = 0;
     ram_ranges(memory_bytes)
@@ -452,5 +471,8 @@ fn regions_of(memory_bytes: u64) -> Vec<RegionInfo> {
 /// Guest memory of a test.
 #[cfg(test)]
 pub(crate) fn of_bytes(memory_bytes: u64) -> GuestMemory {
-    MemoryManager::new(memory_bytes).unwrap().memory.clone()
+    MemoryManager::new(memory_bytes, false)
+        .unwrap()
+        .memory
+        .clone()
 }

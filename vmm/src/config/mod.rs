@@ -92,6 +92,14 @@ pub struct MachineConfig {
     /// Guest memory in MiB.
     #[serde(default = "default_memory_mib")]
     pub mem_size_mib: u64,
+    /// Keep which pages are written, so that snapshots can hold only those. The guest pays: each
+    /// first write to a page after a save is an exit.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub track_dirty_pages: bool,
+}
+
+fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 fn one() -> u8 {
@@ -107,6 +115,7 @@ impl Default for MachineConfig {
         Self {
             vcpu_count: one(),
             mem_size_mib: DEFAULT_MEMORY_MIB,
+            track_dirty_pages: false,
         }
     }
 }
@@ -167,6 +176,7 @@ impl VmConfig {
             machine_config: MachineConfig {
                 vcpu_count: 1,
                 mem_size_mib: u64::from(function.mem_mib),
+                track_dirty_pages: false,
             },
             vsock: Some(VsockSettings::default()),
             function: Some(name.to_owned()),
@@ -268,6 +278,7 @@ impl VmConfig {
         let MachineConfig {
             vcpu_count,
             mem_size_mib,
+            track_dirty_pages: _,
         } = self.machine_config;
         if vcpu_count == 0 || vcpu_count > MAX_VCPUS {
             return Err(ConfigError::Vcpus(vcpu_count));
@@ -392,7 +403,7 @@ mod tests {
         "boot-source": {
             "kernel_image_path": "vmlinux", "initrd_path": "initrd", "boot_args": "quiet"
         },
-        "machine-config": {"vcpu_count": 2, "mem_size_mib": 512},
+        "machine-config": {"vcpu_count": 2, "mem_size_mib": 512, "track_dirty_pages": true},
         "drives": [
             {"drive_id": "rootfs", "path_on_host": "root.ext4", "is_root_device": true,
              "is_read_only": true},
@@ -414,6 +425,9 @@ mod tests {
         assert_eq!(config.virtio_device_count(), 6);
         assert_eq!(config.cmdline(), "quiet root=/dev/vda ro");
         assert!(config.has_acpi() && !config.drives[1].is_read_only);
+        assert!(config.machine_config.track_dirty_pages);
+        let plain = serde_json::to_string(&VmConfig::default()).unwrap();
+        assert!(!plain.contains("track"), "{plain}");
         let text = serde_json::to_string(&config).unwrap();
         assert_eq!(serde_json::from_str::<VmConfig>(&text).unwrap(), config);
     }

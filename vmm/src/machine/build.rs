@@ -109,6 +109,8 @@ pub struct RestoreOptions {
     pub console: Console,
     /// What this instance has other than the machine that was saved.
     pub overrides: Overrides,
+    /// Track dirty pages, so that diffs can be saved, also if the machine that was saved did not.
+    pub track_dirty_pages: bool,
     /// Called on the pager's thread when it cannot go on. The machine has been told by then
     /// ([`GuestExit::PagerFailed`]); a launcher may end the process here.
     pub on_pager_failure: Option<PagerFailureHook>,
@@ -122,6 +124,7 @@ impl RestoreOptions {
             install_method: InstallMethod::default(),
             console: Console::none(),
             overrides: Overrides::default(),
+            track_dirty_pages: false,
             on_pager_failure: None,
         }
     }
@@ -312,7 +315,10 @@ impl Machine {
     /// See [`BuildError`].
     pub fn boot(config: VmConfig, console: Console) -> Result<Self, BuildError> {
         config.validate()?;
-        let memory = MemoryManager::new(config.memory_bytes())?;
+        let memory = MemoryManager::new(
+            config.memory_bytes(),
+            config.machine_config.track_dirty_pages,
+        )?;
         let entry = boot::load(
             memory.guest_memory(),
             &config,
@@ -353,6 +359,7 @@ impl Machine {
     pub fn restore(snapshot: &Arc<Snapshot>, options: RestoreOptions) -> Result<Self, BuildError> {
         let mut config = config_of(snapshot)?;
         options.overrides.apply(&mut config)?;
+        config.machine_config.track_dirty_pages |= options.track_dirty_pages;
         config.validate()?;
         let state = snapshot.read_state()?;
         let exit_events = exit_events()?;
@@ -361,6 +368,7 @@ impl Machine {
         let memory = MemoryManager::restore(
             snapshot,
             config.memory_bytes(),
+            config.machine_config.track_dirty_pages,
             options.mode,
             options.install_method,
             Box::new(move |error| {

@@ -1,9 +1,10 @@
 //! Saving a paused machine.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use reapvm_snapshot::{
-    CreateError, HostInfo, Manifest, ManifestParts, SnapshotWriter, StateError, StateFile,
+    CreateError, HostInfo, Manifest, ManifestParts, Snapshot, SnapshotId, SnapshotWriter,
+    StateError, StateFile,
 };
 use thiserror::Error;
 
@@ -49,6 +50,41 @@ pub enum SaveError {
     /// The configuration cannot be written as JSON.
     #[error("cannot encode the machine's configuration")]
     Config(#[source] serde_json::Error),
+    /// A diff of a machine whose writes are not known.
+    #[error(
+        "cannot save a diff: the machine does not keep which pages are written; boot it with \
+         --track-dirty-pages (`track_dirty_pages` of its machine-config)"
+    )]
+    NotTracked,
+    /// A diff of a machine that was booted and never saved.
+    #[error("cannot save a diff: the machine was never saved in full; do that first")]
+    NoBase,
+    /// A diff against another snapshot than the last one.
+    #[error(
+        "cannot save a diff against snapshot {wanted}: what was written is known since snapshot \
+         {since}; save a diff against that, or in full"
+    )]
+    OtherBase {
+        /// The snapshot asked for.
+        wanted: SnapshotId,
+        /// The one that the machine was last restored from or saved as.
+        since: SnapshotId,
+    },
+    /// A diff in the place of its own base.
+    #[error("will not replace {dir} by a diff against it: choose another directory")]
+    OverBase {
+        /// The directory.
+        dir: PathBuf,
+    },
+}
+
+/// How much of guest memory is saved.
+#[derive(Clone, Copy)]
+enum Extent {
+    /// All of it.
+    Full,
+    /// What was written since a snapshot.
+    Since(SnapshotId),
 }
 
 impl Machine {
@@ -58,8 +94,40 @@ impl Machine {
     /// # Errors
     /// See [`SaveError`].
     pub fn save(&self, dir: &Path) -> Result<Manifest, SaveError> {
+        self.save_extent(dir, Extent::Full)
+    }
+
+    /// Saves the paused machine as a diff in the directory `dir`: with the pages only that were
+    /// written since snapshot `base`, which has to be the one that this machine was restored from
+    /// or last saved as, in full or as a diff. The next diff is then one against this.
+    ///
+    /// A diff is restored when it has been merged: [`reapvm_snapshot::merge`].
+    ///
+    /// # Errors
+    /// See [`SaveError`]. The pages that were to be saved are then part of the next diff, which is
+    /// still one against `base`.
+    pub fn save_diff(&self, dir: &Path, base: &SnapshotId) -> Result<Manifest, SaveError> {
+        if !self.memory.tracks_dirty_pages() {
+            return Err(SaveError::NotTracked);
+        }
+        let since = self.memory.diff_base().ok_or(SaveError::NoBase)?;
+        if since != *base {
+            return Err(SaveError::OtherBase {
+                wanted: *base,
+                since,
+            });
+        }
+        if Snapshot::open(dir).is_ok_and(|snapshot| snapshot.id() == since) {
+            return Err(SaveError::OverBase {
+                dir: dir.to_owned(),
+            });
+        }
+        self.save_extent(dir, Extent::Since(since))
+    }
+
+    fn save_extent(&self, dir: &Path, extent: Extent) -> Result<Manifest, SaveError> {
         self.require("save", Lifecycle::Paused)?;
-        // Before memory is read: reading makes pages resident that the guest never touched.
+        // Before memory is read: reading may make pages resident that the guest never touched.
         let booted_resident_bytes = residency::resident_bytes(&self.memory.host_ranges());
         let mut writer = SnapshotWriter::create(dir)?;
         let mut state = StateFile::new();
@@ -75,16 +143,31 @@ impl Machine {
             &interrupts::save(&self.vm)?,
         )?;
         writer.write_state(&state)?;
-        let mut memory_writer = writer.memory_writer(self.memory.size_bytes())?;
-        self.memory.write_to(&mut memory_writer)?;
+        // What devices write from when they go on is part of the next diff.
+        self.memory.collect_dirty(&self.vm)?;
+        let size_bytes = self.memory.size_bytes();
+        let memory_writer = match extent {
+            Extent::Full => {
+                let mut memory_writer = writer.memory_writer(size_bytes)?;
+                self.memory.write_to(&mut memory_writer)?;
+                memory_writer
+            }
+            Extent::Since(base) => {
+                let mut memory_writer = writer.diff_memory_writer(size_bytes, base)?;
+                self.memory.write_dirty_to(&mut memory_writer)?;
+                memory_writer
+            }
+        };
         memory_writer.finish()?;
         drop(quiesced);
-        Ok(writer.finish(ManifestParts {
+        let manifest = writer.finish(ManifestParts {
             creator: concat!("reapvm ", env!("CARGO_PKG_VERSION")).to_owned(),
             vm: serde_json::to_value(&self.config).map_err(SaveError::Config)?,
             host: HostInfo::detect().map_err(SaveError::Host)?,
             regions: self.memory.region_infos(),
             booted_resident_bytes,
-        })?)
+        })?;
+        self.memory.saved_as(manifest.id);
+        Ok(manifest)
     }
 }

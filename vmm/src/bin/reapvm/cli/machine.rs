@@ -45,6 +45,9 @@ pub(crate) struct MachineOptions {
     /// Number of vCPUs [default: 1]
     #[arg(long, value_name = "N")]
     pub(crate) vcpus: Option<u8>,
+    /// Keep which pages the guest writes, so that differential snapshots can be saved
+    #[arg(long)]
+    pub(crate) track_dirty_pages: bool,
     /// A block device; may be repeated, the guest finds them in this order
     ///
     /// path=FILE[,id=ID][,readonly=on|off][,root=on|off][,bandwidth=BYTES][,iops=N]
@@ -93,6 +96,9 @@ impl MachineOptions {
         }
         if let Some(mem_size_mib) = self.mem {
             config.machine_config.mem_size_mib = mem_size_mib;
+        }
+        if self.track_dirty_pages {
+            config.machine_config.track_dirty_pages = true;
         }
         for option in &self.drive {
             let id = option.id.clone();

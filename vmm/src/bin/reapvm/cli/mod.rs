@@ -108,6 +108,8 @@ pub(crate) enum SnapshotCommand {
     Info(SnapshotInfo),
     /// Check every byte of a snapshot against its checksums
     Verify(SnapshotVerify),
+    /// Make a full snapshot of one and the diffs that follow it
+    Merge(SnapshotMerge),
 }
 
 #[derive(Args)]
@@ -143,6 +145,19 @@ pub(crate) struct SnapshotInfo {
 pub(crate) struct SnapshotVerify {
     /// The snapshot directory
     pub(crate) dir: PathBuf,
+}
+
+#[derive(Args)]
+pub(crate) struct SnapshotMerge {
+    /// The full snapshot to begin with
+    #[arg(long, value_name = "DIR")]
+    pub(crate) base: PathBuf,
+    /// A diff against the base; may be repeated, each then against the one before it
+    #[arg(long, value_name = "DIR", required = true)]
+    pub(crate) diff: Vec<PathBuf>,
+    /// The snapshot directory to make; an older snapshot there is replaced at once
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) output: PathBuf,
 }
 
 /// How memory comes back, as clap reads it.

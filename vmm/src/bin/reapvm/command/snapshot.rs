@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use reapvm::function_vm::{self, ReadyWhen};
@@ -10,7 +11,9 @@ use reapvm_snapshot::{PAGE_SIZE, Snapshot};
 use serde::Serialize;
 
 use super::CommandResult;
-use crate::cli::{SnapshotCommand, SnapshotCreate, SnapshotInfo, SnapshotVerify, WaitFor};
+use crate::cli::{
+    SnapshotCommand, SnapshotCreate, SnapshotInfo, SnapshotMerge, SnapshotVerify, WaitFor,
+};
 use crate::output;
 
 pub(super) fn run(command: SnapshotCommand) -> CommandResult {
@@ -18,6 +21,7 @@ pub(super) fn run(command: SnapshotCommand) -> CommandResult {
         SnapshotCommand::Create(arguments) => create(&arguments),
         SnapshotCommand::Info(arguments) => info(&arguments),
         SnapshotCommand::Verify(arguments) => verify(&arguments),
+        SnapshotCommand::Merge(arguments) => merge(&arguments),
     }
 }
 
@@ -54,7 +58,7 @@ fn create(arguments: &SnapshotCreate) -> CommandResult {
         manifest.id,
         name.as_deref().unwrap_or("a machine"),
         manifest.memory.data_pages,
-        manifest.memory.data_pages + manifest.memory.zero_pages
+        manifest.memory.page_count()
     );
     Ok(ExitCode::SUCCESS)
 }
@@ -130,7 +134,7 @@ fn info(arguments: &SnapshotInfo) -> CommandResult {
     let snapshot = Snapshot::open(&arguments.dir)?;
     let manifest = snapshot.manifest();
     let memory = &manifest.memory;
-    let pages = memory.data_pages + memory.zero_pages;
+    let pages = memory.page_count();
     let info = Info {
         manifest,
         memory_on_disk_bytes: disk_bytes(&arguments.dir.join(&manifest.files.memory.name))?,
@@ -145,6 +149,9 @@ fn info(arguments: &SnapshotInfo) -> CommandResult {
     let row = |name: &str, value: String| println!("{name:<18}{value}");
     row("snapshot", manifest.id.to_string());
     row("format", manifest.format_version.to_string());
+    if let Some(base) = memory.base {
+        row("diff against", format!("snapshot {base}"));
+    }
     row("made by", manifest.creator.clone());
     row(
         "made at",
@@ -175,10 +182,14 @@ fn info(arguments: &SnapshotInfo) -> CommandResult {
     row(
         "memory",
         format!(
-            "{:.1} MiB: {} data pages, {} zero pages; {:.1} MiB on disk",
+            "{:.1} MiB: {} data pages, {} zero pages{}; {:.1} MiB on disk",
             mib(pages * PAGE_SIZE as u64),
             memory.data_pages,
             memory.zero_pages,
+            match memory.base {
+                Some(_) => format!(", {} pages as in the base", memory.unchanged_pages),
+                None => String::new(),
+            },
             mib(info.memory_on_disk_bytes)
         ),
     );
@@ -187,6 +198,10 @@ fn info(arguments: &SnapshotInfo) -> CommandResult {
         format!("{:.1} MiB", mib(memory.booted_resident_bytes)),
     );
     row("state", format!("{} bytes", manifest.files.state.len_bytes));
+    if memory.base.is_some() {
+        row("restore", "not by itself: reapvm snapshot merge".into());
+        return Ok(ExitCode::SUCCESS);
+    }
     row(
         "working set",
         match &info.working_set {
@@ -211,12 +226,43 @@ fn info(arguments: &SnapshotInfo) -> CommandResult {
     Ok(ExitCode::SUCCESS)
 }
 
+fn merge(arguments: &SnapshotMerge) -> CommandResult {
+    let base = Arc::new(Snapshot::open(&arguments.base)?);
+    let diffs = arguments
+        .diff
+        .iter()
+        .map(|dir| Snapshot::open(dir).map(Arc::new))
+        .collect::<Result<Vec<_>, _>>()?;
+    let bar = progress_bar("merging");
+    let creator = concat!("reapvm ", env!("CARGO_PKG_VERSION"));
+    let output = &arguments.output;
+    let merged = reapvm_snapshot::merge(&base, &diffs, output, creator, &mut |progress| {
+        bar.set_length(progress.total_bytes);
+        bar.set_position(progress.done_bytes);
+    });
+    bar.finish_and_clear();
+    let manifest = merged?;
+    println!(
+        "{}: snapshot {}, {} of {} pages hold data",
+        output.display(),
+        manifest.id,
+        manifest.memory.data_pages,
+        manifest.memory.page_count()
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A bar for an operation that goes through guest memory.
+fn progress_bar(what: &str) -> ProgressBar {
+    let template = format!("{what} {{bar:40}} {{bytes}}/{{total_bytes}} {{bytes_per_sec}}");
+    ProgressBar::new(0).with_style(
+        ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar()),
+    )
+}
+
 fn verify(arguments: &SnapshotVerify) -> CommandResult {
     let snapshot = Snapshot::open(&arguments.dir)?;
-    let bar = ProgressBar::new(0).with_style(
-        ProgressStyle::with_template("verifying {bar:40} {bytes}/{total_bytes} {bytes_per_sec}")
-            .unwrap_or_else(|_| ProgressStyle::default_bar()),
-    );
+    let bar = progress_bar("verifying");
     let report = snapshot.verify_with_progress(&mut |progress| {
         bar.set_length(progress.total_bytes);
         bar.set_position(progress.checked_bytes);
@@ -224,7 +270,7 @@ fn verify(arguments: &SnapshotVerify) -> CommandResult {
     bar.finish_and_clear();
     let report = report?;
     let memory = &snapshot.manifest().memory;
-    let memory_bytes = (memory.data_pages + memory.zero_pages) * PAGE_SIZE as u64;
+    let memory_bytes = memory.page_count() * PAGE_SIZE as u64;
     let mut wrong: Vec<String> = report
         .bad_pages
         .iter()

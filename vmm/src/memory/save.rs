@@ -1,0 +1,180 @@
+//! Writing guest memory into a snapshot, whole or what differs from the last one.
+
+use std::ops::Deref;
+use std::sync::{MutexGuard, PoisonError};
+
+use kvm_ioctls::VmFd;
+use reapvm_reap::{MemoryRegion, PageState, PageStates, Pager};
+use reapvm_snapshot::{MemoryReader, MemoryWriter, PAGE_SIZE, SnapshotId};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+
+use super::dirty_pages::DirtyPages;
+use super::{CHUNK_BYTES, MemoryError, MemoryManager};
+
+const PAGE_BYTES: u64 = PAGE_SIZE as u64;
+
+/// From where a page that is saved is taken.
+enum Origin<'a> {
+    /// It is as in the base of the diff.
+    Unchanged,
+    /// It is zero, and nobody has to look.
+    Zero,
+    /// From guest memory.
+    Memory,
+    /// From the snapshot that the machine was restored from: it was never touched.
+    Snapshot(&'a MemoryReader),
+}
+
+impl MemoryManager {
+    /// The snapshot from which memory differs in no other pages than the dirty ones: the one that
+    /// the machine was restored from or that was last made of it. None if there is none yet, or
+    /// dirty pages are not tracked.
+    pub fn diff_base(&self) -> Option<SnapshotId> {
+        self.dirty().and_then(|dirty| dirty.base())
+    }
+
+    /// Whether it is known which pages are written.
+    pub fn tracks_dirty_pages(&self) -> bool {
+        self.dirty.is_some()
+    }
+
+    /// Adds what was written since the last call to the dirty pages. vCPUs and devices must be at
+    /// rest. Pages that were added stay dirty until [`saved_as`](Self::saved_as), so that none is
+    /// lost by a save that fails.
+    ///
+    /// # Errors
+    /// [`MemoryError::DirtyLog`].
+    pub(crate) fn collect_dirty(&self, vm: &VmFd) -> Result<(), MemoryError> {
+        let Some(mut dirty) = self.dirty() else {
+            return Ok(());
+        };
+        for (slot, region) in (0_u32..).zip(&self.regions) {
+            let log = vm
+                .get_dirty_log(slot, region.size_bytes as usize)
+                .map_err(|source| MemoryError::DirtyLog {
+                    gpa: region.gpa,
+                    source,
+                })?;
+            dirty.insert_marked(region.file_offset / PAGE_BYTES, &log);
+        }
+        self.each_own_bitmap(|file_offset, marks| {
+            dirty.insert_marked(file_offset / PAGE_BYTES, &marks);
+        });
+        Ok(())
+    }
+
+    /// Forgets what this process has written itself: it has made memory what the snapshot says.
+    pub(super) fn forget_own_writes(&self) {
+        self.each_own_bitmap(|_, _| ());
+    }
+
+    /// Takes the marks of the pages that this process has written, region by region.
+    fn each_own_bitmap(&self, mut take: impl FnMut(u64, Vec<u64>)) {
+        for region in &self.regions {
+            let mapped = self.memory.find_region(GuestAddress(region.gpa));
+            if let Some(bitmap) = mapped.and_then(|mapped| mapped.deref().bitmap().as_ref()) {
+                take(region.file_offset, bitmap.get_and_reset());
+            }
+        }
+    }
+
+    /// Memory with all changes up to the last [`collect_dirty`](Self::collect_dirty) is in
+    /// snapshot `id`.
+    pub(crate) fn saved_as(&self, id: SnapshotId) {
+        if let Some(mut dirty) = self.dirty() {
+            dirty.reset(id);
+        }
+    }
+
+    fn dirty(&self) -> Option<MutexGuard<'_, DirtyPages>> {
+        let dirty = self.dirty.as_ref()?;
+        // Nothing panics between taking marks from their source and keeping them here.
+        Some(dirty.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Writes all of guest memory. vCPUs and devices must be at rest.
+    ///
+    /// Pages that a machine with a pager has never touched are taken from its snapshot, checked,
+    /// and stay untouched.
+    ///
+    /// # Errors
+    /// Guest memory, the snapshot that the machine was restored from, or the new file cannot be
+    /// accessed; or a page of that snapshot is damaged.
+    pub fn write_to(&self, writer: &mut MemoryWriter<'_>) -> Result<(), MemoryError> {
+        self.write_pages(writer, None)
+    }
+
+    /// As [`write_to`](Self::write_to), but only the dirty pages, as a diff.
+    ///
+    /// # Errors
+    /// As [`write_to`](Self::write_to).
+    pub(crate) fn write_dirty_to(&self, writer: &mut MemoryWriter<'_>) -> Result<(), MemoryError> {
+        self.write_pages(writer, self.dirty().as_deref())
+    }
+
+    fn write_pages(
+        &self,
+        writer: &mut MemoryWriter<'_>,
+        dirty: Option<&DirtyPages>,
+    ) -> Result<(), MemoryError> {
+        let states = self.pager.as_ref().map(Pager::page_states);
+        let mut buffer = vec![0_u8; CHUNK_BYTES];
+        for region in &self.regions {
+            let mut done = 0_u64;
+            while done < region.size_bytes {
+                let file_offset = region.file_offset + done;
+                let (origin, pages) = self.run_at(region, done, dirty, states.as_ref());
+                let length = pages * PAGE_BYTES;
+                let chunk = &mut buffer[..length as usize];
+                match origin {
+                    Origin::Unchanged => writer.write_unchanged_pages(file_offset, length)?,
+                    Origin::Zero => writer.write_zero_pages(file_offset, length)?,
+                    Origin::Memory => {
+                        let gpa = GuestAddress(region.gpa + done);
+                        self.memory.read_slice(chunk, gpa)?;
+                        writer.write_pages(file_offset, chunk)?;
+                    }
+                    Origin::Snapshot(snapshot) => {
+                        let index = snapshot.index()?;
+                        let first = file_offset / PAGE_BYTES;
+                        if (first..first + pages).all(|page| index.is_zero(page)) {
+                            writer.write_zero_pages(file_offset, length)?;
+                        } else {
+                            snapshot.read_pages(first, chunk)?;
+                            writer.write_pages(file_offset, chunk)?;
+                        }
+                    }
+                }
+                done += length;
+            }
+        }
+        Ok(())
+    }
+
+    /// From where the page at `offset` of `region` is taken, and how many pages, a chunk at most,
+    /// are taken from there.
+    fn run_at(
+        &self,
+        region: &MemoryRegion,
+        offset: u64,
+        dirty: Option<&DirtyPages>,
+        states: Option<&PageStates>,
+    ) -> (Origin<'_>, u64) {
+        let left = (region.size_bytes - offset).min(CHUNK_BYTES as u64) / PAGE_BYTES;
+        let page = (region.file_offset + offset) / PAGE_BYTES;
+        let (is_dirty, pages) = dirty.map_or((true, left), |dirty| dirty.run_at(page, left));
+        if !is_dirty {
+            return (Origin::Unchanged, pages);
+        }
+        let state = states.and_then(|states| states.run_at(region.gpa + offset, pages));
+        let (Some((state, pages)), Some(snapshot)) = (state, &self.source) else {
+            return (Origin::Memory, pages);
+        };
+        let origin = match state {
+            PageState::Installed => Origin::Memory,
+            PageState::Dropped => Origin::Zero,
+            PageState::Missing => Origin::Snapshot(snapshot),
+        };
+        (origin, pages)
+    }
+}
