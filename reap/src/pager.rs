@@ -68,10 +68,10 @@ pub struct PagerConfig {
     /// How long to look for the next fault before sleeping: [`DEFAULT_SPIN`], or zero to sleep at
     /// once.
     pub spin: Duration,
-    /// Called once, on the pager's thread, when faults can no longer be served. A thread that
-    /// touches a missing page then waits until the [`Pager`] is gone, so this must see to it that
-    /// the machine ends with the error: mark it failed and kick its vCPUs. It must neither touch
-    /// guest memory nor wait for a thread that may.
+    /// Called once, on the pager's thread, when faults can no longer be served. If the guest has
+    /// been marked as resumed, a thread that touches a missing page then waits until the [`Pager`]
+    /// is gone, so this must see to it that the machine ends with the error: mark it failed and
+    /// kick its vCPUs. It must neither touch guest memory nor wait for a thread that may.
     pub on_failure: Box<dyn FnOnce(PagerError) + Send>,
 }
 
@@ -93,6 +93,8 @@ pub(crate) struct Shared {
     /// Zero of the times in the recorder.
     created_at: Instant,
     resumed_ns: AtomicI64,
+    /// Written and read, together with `failure`, while the account is held.
+    is_resumed: AtomicBool,
     failure: OnceLock<PagerError>,
 }
 
@@ -108,6 +110,15 @@ impl Shared {
         self.accounting
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps `error` as the reason why nothing is served any more. Returns whether the guest may
+    /// run, or have run.
+    fn fail(&self, error: PagerError) -> bool {
+        let _accounting = self.begin_accounting();
+        // Only the pager's thread sets it, once.
+        let _ = self.failure.set(error);
+        self.is_resumed.load(Ordering::Relaxed)
     }
 
     fn recording(&self) -> Recording {
@@ -143,7 +154,7 @@ pub struct Pager {
     on_failure: Option<Box<dyn FnOnce(PagerError) + Send>>,
     /// Kept open after the thread has failed: closing it would let the guest go on with pages of
     /// zeroes. Last, so that it is closed when the thread is gone.
-    _uffd: Arc<Uffd>,
+    uffd: Arc<Uffd>,
 }
 
 impl Pager {
@@ -178,6 +189,7 @@ impl Pager {
             stop_event,
             created_at: Instant::now(),
             resumed_ns: AtomicI64::new(NOT_RESUMED),
+            is_resumed: AtomicBool::new(false),
             failure: OnceLock::new(),
         });
         let server = Server::new(
@@ -192,7 +204,7 @@ impl Pager {
             server: Some(server),
             thread: None,
             on_failure: Some(config.on_failure),
-            _uffd: uffd,
+            uffd,
         })
     }
 
@@ -215,6 +227,11 @@ impl Pager {
 
     /// Starts the thread that serves faults.
     ///
+    /// If it fails before the guest is marked as resumed, untouched memory is zero from then on, as
+    /// if there were no pager, and no thread waits for a page: the caller may be inside a system
+    /// call that touches guest memory and could not be told otherwise. The guest must not run then:
+    /// [`mark_resumed`](Self::mark_resumed) refuses.
+    ///
     /// # Errors
     /// When it was started before, or the system has no thread for it.
     pub fn start(&mut self) -> Result<(), PagerError> {
@@ -229,15 +246,19 @@ impl Pager {
             Ordering::Relaxed,
         );
         let shared = Arc::clone(&self.shared);
+        let uffd = Arc::clone(&self.uffd);
+        let regions = self.regions.clone();
         let thread = thread::Builder::new()
             .name("pager".to_owned())
             .spawn(move || {
                 if let Err(error) = server.run() {
                     let error = PagerError::Serve(Arc::new(error));
                     tracing::error!(error = &error as &dyn std::error::Error, "pager failed");
-                    // Only this thread sets it, once.
-                    let _ = shared.failure.set(error.clone());
+                    let may_run = shared.fail(error.clone());
                     on_failure(error);
+                    if !may_run {
+                        let_go(&uffd, &regions);
+                    }
                 }
             })
             .map_err(|error| PagerError::Spawn(Arc::new(error)))?;
@@ -249,10 +270,19 @@ impl Pager {
     /// instruction. Without it the zero is the start of the pager.
     ///
     /// [`TraceRecord::ns_since_resume`]: crate::TraceRecord::ns_since_resume
-    pub fn mark_resumed(&self) {
+    ///
+    /// # Errors
+    /// Why the pager has failed. The guest must not run: its memory is not what the snapshot says.
+    pub fn mark_resumed(&self) -> Result<(), PagerError> {
+        let _accounting = self.shared.begin_accounting();
+        if let Some(failure) = self.failure() {
+            return Err(failure);
+        }
+        self.shared.is_resumed.store(true, Ordering::Relaxed);
         self.shared
             .resumed_ns
             .store(self.shared.ns_at(Instant::now()), Ordering::Relaxed);
+        Ok(())
     }
 
     /// What the pager has done up to now: every fault whose thread goes on is in it.
@@ -317,5 +347,19 @@ impl Pager {
 impl Drop for Pager {
     fn drop(&mut self) {
         self.stop_thread();
+    }
+}
+
+/// Lets the threads go on that wait for a page, with zeroes.
+fn let_go(uffd: &Uffd, regions: &RegionMap) {
+    for region in regions.iter() {
+        if let Err(error) = uffd.unregister(region) {
+            // Who waits there goes on when the pager is gone.
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                gpa = region.gpa,
+                "cannot let go of guest memory"
+            );
+        }
     }
 }

@@ -182,6 +182,18 @@ impl Uffd {
             })
     }
 
+    /// Gives `region` back to the kernel: its missing pages are zeroes from now on, and the threads
+    /// that wait for one go on.
+    pub(crate) fn unregister(&self, region: &MemoryRegion) -> Result<(), UffdError> {
+        self.0
+            .unregister(region.hva as *mut c_void, region.size_bytes as usize)
+            .map_err(|error| UffdError::Page {
+                operation: "unregister a region",
+                hva: region.hva,
+                errno: errno_of(&error),
+            })
+    }
+
     /// Reads the messages that wait, hands each to `take`, and returns whether more may wait.
     pub(crate) fn read(
         &self,

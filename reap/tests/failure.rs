@@ -43,6 +43,7 @@ fn a_failure_is_told_once_however_many_threads_wait() {
         })
         .collect();
     thread::sleep(Duration::from_millis(20));
+    pager.mark_resumed().unwrap();
     pager.start().unwrap();
     let first = failure_of(&failures);
     assert!(matches!(first, PagerError::Serve(_)), "{first:?}");
@@ -65,10 +66,29 @@ fn a_failure_is_told_once_however_many_threads_wait() {
 }
 
 #[test]
+fn a_failure_before_the_guest_runs_keeps_nobody_waiting_and_the_guest_from_running() {
+    let memory = GuestMemory::new(16);
+    let source = FailsFrom(0x8000, TestSource::new());
+    let (mut pager, failures) = pager(vec![memory.region()], source, false);
+    pager.start().unwrap();
+    // As a restore does that hands guest memory to KVM: it cannot look at anything meanwhile.
+    let guest = Arc::clone(&memory);
+    within_time(move || {
+        assert_eq!(guest.read_byte(3, 1), expected_page(0x3000)[1]);
+        assert_eq!(guest.read_byte(9, 0), 0);
+        assert_eq!(guest.read_byte(10, 0), 0);
+    });
+    let failure = failure_of(&failures);
+    let refusal = pager.mark_resumed().unwrap_err();
+    assert_eq!(refusal.to_string(), failure.to_string());
+}
+
+#[test]
 fn a_failure_amid_a_storm_of_removals_is_told_too() {
     let memory = GuestMemory::new(64);
     let source = FailsFrom(32 * PAGE as u64, TestSource::new());
     let (mut pager, failures) = pager(vec![memory.region()], source, false);
+    pager.mark_resumed().unwrap();
     pager.start().unwrap();
     let is_over = Arc::new(AtomicBool::new(false));
     let (guest, over) = (Arc::clone(&memory), Arc::clone(&is_over));

@@ -100,7 +100,7 @@ fn a_recording_has_the_first_touches_in_order_with_who_how_and_when() {
             .unsigned_abs()
     });
     let early = pager.take_recording();
-    pager.mark_resumed();
+    pager.mark_resumed().unwrap();
     cell.set(Phase::Idle);
     let guest = Arc::clone(&memory);
     let again = order.clone();
@@ -443,6 +443,7 @@ fn a_damaged_page_of_a_snapshot_is_never_given_to_the_guest() {
     let memory = GuestMemory::new(16);
     let source = SnapshotPageSource::new(snapshot).unwrap();
     let (mut pager, failures) = pager(vec![memory.region()], source, false);
+    pager.mark_resumed().unwrap();
     pager.start().unwrap();
     let guest = Arc::clone(&memory);
     let vcpu = thread::spawn(move || {

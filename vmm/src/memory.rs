@@ -138,10 +138,10 @@ impl MemoryManager {
         Self::map(&regions_of(memory_bytes), None, dirty)
     }
 
-    /// The memory of `snapshot`, in the way that `mode` says. With a mode that serves faults,
-    /// [`MemoryManager::start_paging`] must follow before the guest runs; until then the working
-    /// set, in prefetch mode, is installed by threads of its own, by `install_method`, while the
-    /// caller sets up KVM.
+    /// The memory of `snapshot`, in the way that `mode` says. With a mode that serves faults they
+    /// are served from here on, in prefetch mode when the working set is installed, which threads
+    /// of its own do by `install_method` while the caller sets up KVM.
+    /// [`MemoryManager::wait_until_served`] must follow before the guest runs.
     ///
     /// # Errors
     /// See [`MemoryError`]. A mode that cannot run is an error; no other takes its place.
@@ -203,7 +203,7 @@ impl MemoryManager {
                 // the field order of `MemoryManager` drops the pager before them. The thread of
                 // an installation has the pager and a clone of `memory`, dropped in that order.
                 // Devices and vCPUs, which hold clones too, only keep them mapped longer.
-                let pager = unsafe { Pager::new(config) }?;
+                let mut pager = unsafe { Pager::new(config) }?;
                 match working_set {
                     Some(working_set) => {
                         let memory = manager.memory.clone();
@@ -214,29 +214,34 @@ impl MemoryManager {
                             install_method,
                         )?);
                     }
-                    None => manager.pager = Some(pager),
+                    None => {
+                        // Before the caller sets up KVM, which touches guest memory itself: its
+                        // clock, its steal time, its end of interrupt.
+                        pager.start()?;
+                        manager.pager = Some(pager);
+                    }
                 }
                 Ok(manager)
             }
         }
     }
 
-    /// Waits until the working set is installed, in prefetch mode, and starts to serve faults, in
-    /// the modes that do. Nothing to do in the others.
+    /// Waits until the working set is installed, in prefetch mode, and makes sure that faults are
+    /// served, in the modes that do. Nothing to do in the others.
     ///
     /// # Errors
-    /// The working set cannot be read, is not what was recorded, or cannot be installed; or the
-    /// pager's thread cannot be started.
-    pub(crate) fn start_paging(&mut self) -> Result<(), MemoryError> {
+    /// The working set cannot be read, is not what was recorded, or cannot be installed; the
+    /// pager's thread cannot be started; or it has failed already.
+    pub(crate) fn wait_until_served(&mut self) -> Result<(), MemoryError> {
         if let Some(installation) = self.installation.take() {
             let (pager, report) = installation.finish()?;
             self.pager = Some(pager);
             self.install = Some(report);
         }
-        if let Some(pager) = &mut self.pager {
-            pager.start()?;
+        match self.pager.as_ref().and_then(Pager::failure) {
+            Some(failure) => Err(failure.into()),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     fn map(
@@ -362,9 +367,13 @@ impl MemoryManager {
     }
 
     /// Sets the zero of the trace's clock: the first KVM_RUN.
-    pub fn mark_resumed(&self) {
-        if let Some(pager) = &self.pager {
-            pager.mark_resumed();
+    ///
+    /// # Errors
+    /// The pager has failed: the guest must not run.
+    pub fn mark_resumed(&self) -> Result<(), MemoryError> {
+        match &self.pager {
+            Some(pager) => Ok(pager.mark_resumed()?),
+            None => Ok(()),
         }
     }
 
@@ -417,7 +426,7 @@ impl MemoryManager {
 
 /// The installation of a working set, under way on the thread `working-set`, which gives the pager
 /// back.
-struct Installation(JoinHandle<Result<(Pager, InstallReport), InstallError>>);
+struct Installation(JoinHandle<Result<(Pager, InstallReport), MemoryError>>);
 
 impl Installation {
     fn start(
@@ -435,6 +444,9 @@ impl Installation {
                 let _memory = memory;
                 let mut pager = pager;
                 let report = pager.install(&working_set, method)?;
+                // Here and not when the end of this is waited for: whoever would wait may be in a
+                // call of KVM that touches a page that is not in the working set.
+                pager.start()?;
                 Ok((pager, report))
             })
             .map(Self)
@@ -444,7 +456,7 @@ impl Installation {
     /// Waits for its end.
     fn finish(self) -> Result<(Pager, InstallReport), MemoryError> {
         let panicked = || MemoryError::Thread(io::Error::other("it panicked"));
-        Ok(self.0.join().map_err(|_| panicked())??)
+        self.0.join().map_err(|_| panicked())?
     }
 }
 

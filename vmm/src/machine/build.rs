@@ -394,7 +394,7 @@ impl Machine {
         let devices = parts.devices(&config, &memory, options.console, Some(&state))?;
         let mut machine = parts.assemble(config, memory, devices, vcpus)?;
         machine.restore_marks.state_loaded_ns = clock::monotonic_ns();
-        machine.memory.start_paging()?;
+        machine.memory.wait_until_served()?;
         if let Some(irq) = &machine.devices.generation_id_irq {
             // Before the guest runs: no instruction of this copy finds the old id.
             generation_id::write_new(machine.memory.guest_memory())?;

@@ -195,7 +195,7 @@ impl Machine {
     /// The machine is not paused, or a vCPU's thread is gone.
     pub fn resume(&mut self) -> Result<(), MachineError> {
         self.require("resume", Lifecycle::Paused)?;
-        self.memory.mark_resumed();
+        self.memory.mark_resumed()?;
         for vcpu in &self.vcpus {
             vcpu.resume()?;
         }
