@@ -418,7 +418,7 @@ fn a_machine_that_is_still_restoring_is_saved_without_being_restored() {
         let scratch = scratch::dir();
         let [lazy, eager] = ["lazy", "eager"].map(|name| scratch.path().join(name));
         let mut machine = snapshots::restore(&dir, MemoryRestoreMode::OnDemand);
-        let expected = call(&machine, 4);
+        call(&machine, 4);
         pause(&mut machine);
         // As a balloon does: pages that were touched, and one that never was.
         let dropped = untouched_page(&machine, &snapshot);
@@ -448,8 +448,6 @@ fn a_machine_that_is_still_restoring_is_saved_without_being_restored() {
         assert_eq!(index.page_kind(dropped), Some(PageKind::Zero));
         assert_eq!(index.page_kind(touched), Some(PageKind::Zero));
         verify(&lazy).success();
-        drop(machine);
-        drop(expected);
     });
 }
 
@@ -505,10 +503,8 @@ fn a_save_that_fails_loses_no_dirty_page_and_finds_a_damaged_source() {
         assert!(!failed.exists());
         assert_eq!(machine.memory().diff_base(), Some(snapshot.id()));
         snapshots::flip_bit(&base.join("memory"), offset);
-        // What was written before the save that failed is still known, and what came after too.
-        machine.resume().unwrap();
-        call(&machine, 9);
-        pause(&mut machine);
+        // What was written before the save that failed is still known, although neither KVM nor
+        // this process has a mark of it any more.
         machine.save_diff(&diff, &snapshot.id()).unwrap();
         machine.save(&full).unwrap();
         merge(&base, &[&diff], &merged).success();
