@@ -8,6 +8,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
 pub mod filesystems;
+pub mod http;
 pub mod interface;
 pub mod kernel_modules;
 pub mod protocol;

@@ -8,7 +8,10 @@
 pub mod client;
 pub mod console;
 pub mod jobs;
+pub mod ping;
 pub mod reapvm;
+pub mod snapshot;
+pub mod tap;
 pub mod vm;
 
 use std::error::Error;
@@ -26,6 +29,7 @@ use crate::verdict;
 pub const JOB_FOLDER: &str = "/job";
 /// Where an empty disk is mounted.
 pub const SCRATCH_FOLDER: &str = "/scratch";
+
 
 /// Says something to the runner.
 pub fn say(message: &str) {

@@ -1,7 +1,7 @@
 //! A running guest.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -14,8 +14,24 @@ use super::{JOB_FOLDER, SCRATCH_FOLDER, reapvm, say};
 
 /// How long a guest may take to boot.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(60);
-/// Kernel parameters of every guest. Each byte on its console is an exit: hence `quiet`.
-pub const CMDLINE: &str = "console=ttyS0 quiet panic=-1 reboot=k";
+/// Kernel parameters of every guest. Each byte on its console is an exit: hence `quiet`. QEMU 7.2
+/// does not intercept XSETBV, so that KVM goes on with the XCR0 of reset and reports a size of the
+/// XSAVE area that is not the guest's: hence `noxsave`, which a kernel else does by itself, with a
+/// warning.
+pub const CMDLINE: &str = "console=ttyS0 quiet panic=-1 reboot=k noxsave";
+
+/// What a kernel says when something is wrong with it or its devices.
+const KERNEL_COMPLAINTS: [&str; 9] = [
+    "BUG:",
+    "WARNING: CPU",
+    "Oops",
+    "Call Trace",
+    "soft lockup",
+    "blocked for more than",
+    "I/O error",
+    "nobody cared",
+    "rcu_sched self-detected stall",
+];
 
 /// A kernel file of the disk of jobs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,16 +75,34 @@ impl Vm {
     /// Starts `reapvm run` with a kernel, its initial RAM disk, `cmdline`, a vsock device and `more`
     /// arguments.
     pub fn start(series: &str, image: Image, cmdline: &str, more: &[&str]) -> Self {
-        let socket = scratch("vsock");
-        let mut child = reapvm::command()
+        let mut command = reapvm::command();
+        command
             .arg("run")
             .arg("--kernel")
             .arg(kernel(series, image))
             .arg("--initrd")
             .arg(initrd(series))
-            .args(["--cmdline", cmdline, "--vsock-uds"])
+            .args(["--cmdline", cmdline])
+            .args(more);
+        Self::spawn(command)
+    }
+
+    /// Starts `reapvm restore` with `more` arguments.
+    pub fn restore(snapshot: &Path, mode: &str, more: &[&str]) -> Self {
+        let mut command = reapvm::command();
+        command
+            .arg("restore")
+            .arg(snapshot)
+            .args(["--memory", mode])
+            .args(more);
+        Self::spawn(command)
+    }
+
+    fn spawn(mut command: Command) -> Self {
+        let socket = scratch("vsock");
+        let mut child = command
+            .arg("--vsock-uds")
             .arg(&socket)
-            .args(more)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -122,6 +156,29 @@ impl Vm {
         self.connect()
             .ask(request)
             .unwrap_or_else(|error| self.fail(&error))
+    }
+
+    /// Why the guest refuses `request`.
+    ///
+    /// # Panics
+    /// If it does not.
+    pub fn refusal(&self, request: &Request) -> String {
+        match self.connect().ask(request) {
+            Ok(answer) => self.fail(&format!("the guest does not refuse {request:?}: {answer}")),
+            Err(error) => error,
+        }
+    }
+
+    /// Checks that the guest's kernel has nothing to complain about.
+    ///
+    /// # Panics
+    /// If it has.
+    pub fn check_kernel_log(&self) {
+        let log = self.ask(&Request::Dmesg {});
+        for line in log.as_str().unwrap().lines() {
+            let complaint = KERNEL_COMPLAINTS.iter().find(|what| line.contains(*what));
+            assert_eq!(complaint, None, "the guest's kernel says: {line}");
+        }
     }
 
     /// Waits until reapvm has ended by itself and returns its exit code.

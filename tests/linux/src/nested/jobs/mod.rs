@@ -1,8 +1,15 @@
 //! The jobs: each runs in a nested host of its own.
 
+mod balloon;
 mod boot;
+mod clock;
+mod clones;
+mod disk;
+mod modes;
+mod network;
 
 use super::say;
+use super::vm::Image;
 
 /// A job.
 pub struct Job {
@@ -14,17 +21,75 @@ pub struct Job {
     run: fn(),
 }
 
-/// All jobs.
+/// All jobs: those that take longest first, so that none of them is left alone at the end.
 pub const JOBS: &[Job] = &[
     Job {
         name: "boot-6.1",
         about: "vmlinux 6.1 with 1, 2 and 4 vCPUs",
-        run: || boot::run("6.1"),
+        run: || boot::run("6.1", Image::Vmlinux, &[1, 2, 4]),
     },
     Job {
         name: "boot-6.12",
         about: "vmlinux 6.12 with 1, 2 and 4 vCPUs",
-        run: || boot::run("6.12"),
+        run: || boot::run("6.12", Image::Vmlinux, &[1, 2, 4]),
+    },
+    Job {
+        name: "bzimage",
+        about: "Debian's own vmlinuz, 6.1 and 6.12, with 2 vCPUs",
+        run: || {
+            boot::run("6.1", Image::Vmlinuz, &[2]);
+            boot::run("6.12", Image::Vmlinuz, &[2]);
+        },
+    },
+    Job {
+        name: "modes-6.1",
+        about: "6.1: every restore mode gives the same answer, record then prefetch",
+        run: || modes::run("6.1", 1),
+    },
+    Job {
+        name: "modes-6.12",
+        about: "6.12 with 2 vCPUs: every restore mode gives the same answer, record then prefetch",
+        run: || modes::run("6.12", 2),
+    },
+    Job {
+        name: "clock",
+        about: "wall clock, monotonic clock and timers after a pause and a restore, 6.1 and 6.12",
+        run: clock::run,
+    },
+    Job {
+        name: "clones",
+        about: "clones of one snapshot draw different random bytes",
+        run: || clones::run("6.12"),
+    },
+    Job {
+        name: "disk-6.1",
+        about: "6.1: a disk through a snapshot taken while it is written, restored on demand",
+        run: || disk::written_through_a_snapshot("6.1", "ondemand"),
+    },
+    Job {
+        name: "disk-6.12",
+        about: "6.12: the same, restored by file, and a read-only disk",
+        run: || {
+            disk::read_only("6.12");
+            disk::written_through_a_snapshot("6.12", "file");
+        },
+    },
+    Job {
+        name: "network",
+        about: "ping and HTTP over a tap, before and after a restore",
+        run: network::run,
+    },
+    Job {
+        name: "balloon-6.1",
+        about: "6.1: a balloon takes memory from a guest",
+        run: || {
+            balloon::inflated("6.1");
+        },
+    },
+    Job {
+        name: "balloon-6.12",
+        about: "6.12: the same, and it stays inflated through a restore by every mode",
+        run: || balloon::restored("6.12"),
     },
     Job {
         name: "panic",

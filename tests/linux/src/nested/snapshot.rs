@@ -1,0 +1,60 @@
+//! Snapshots of guests.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use reapvm_guest_init::protocol::{PORT, Request};
+use serde_json::Value;
+
+use super::reapvm;
+use super::vm::{CMDLINE, Image, initrd, kernel, scratch};
+
+/// The restore modes, in an order in which each can run: what `prefetch` needs, `record` makes.
+pub const MODES: [&str; 5] = ["copy", "file", "ondemand", "record", "prefetch"];
+
+/// Boots a guest with a vsock device and `more` arguments, asks it `warm_up` and saves it.
+///
+/// # Panics
+/// If that fails, or the snapshot does not pass its verification.
+pub fn create(series: &str, more: &[&str], warm_up: &Request) -> PathBuf {
+    let folder = scratch("snapshot");
+    let port = format!("vsock:{PORT}");
+    let warm_up = serde_json::to_string(warm_up).unwrap();
+    let mut arguments: Vec<OsString> = ["snapshot", "create", "--kernel"].map(Into::into).into();
+    arguments.push(kernel(series, Image::Vmlinux).into());
+    arguments.extend(["--initrd".into(), initrd(series).into()]);
+    let texts = [
+        "--cmdline",
+        CMDLINE,
+        "--wait-for",
+        &port,
+        "--warm-up",
+        &warm_up,
+    ];
+    arguments.extend(texts.map(Into::into));
+    arguments.extend(["--vsock-cid", "3"].map(Into::into));
+    arguments.extend(more.iter().map(Into::into));
+    arguments.extend(["--output".into(), folder.clone().into()]);
+    reapvm::run(arguments).success();
+    reapvm::run([
+        "snapshot".into(),
+        "verify".into(),
+        folder.clone().into_os_string(),
+    ])
+    .success();
+    folder
+}
+
+/// Restores a snapshot, asks `request` and returns reapvm's whole report.
+///
+/// # Panics
+/// If that fails, or another mode ran.
+pub fn invoke(snapshot: &Path, mode: &str, request: &Request) -> Value {
+    let request = serde_json::to_string(request).unwrap();
+    let mut arguments: Vec<OsString> = vec!["invoke".into(), snapshot.into()];
+    let texts = ["--memory", mode, "--input", &request, "--json"];
+    arguments.extend(texts.map(Into::into));
+    let report = reapvm::run(arguments).json();
+    assert_eq!(report["mode"], mode, "{report}");
+    report
+}
