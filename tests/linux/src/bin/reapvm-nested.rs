@@ -36,6 +36,9 @@ struct Arguments {
     /// The folder that fetch-kernels has filled [default: ~/.cache/reapvm/linux]
     #[arg(long, value_name = "DIR")]
     kernels: Option<PathBuf>,
+    /// The folder that build-images has filled [default: images in the folder of the kernels]
+    #[arg(long, value_name = "DIR")]
+    images: Option<PathBuf>,
     /// Where disks are made and logs are kept
     #[arg(long, value_name = "DIR", default_value = "target/nested")]
     folder: PathBuf,
@@ -85,6 +88,12 @@ fn run(arguments: &Arguments) -> Result<bool, Box<dyn Error>> {
         return Ok(true);
     }
     let host = prepare(arguments)?;
+    let (jobs, not_run): (Vec<_>, Vec<_>) = jobs
+        .into_iter()
+        .partition(|job| host.rootfs.is_some() || !job.needs_rootfs);
+    if !not_run.is_empty() && !arguments.jobs.is_empty() {
+        return Err("there is no root file system for these jobs: make linux-images".into());
+    }
     let queue: Mutex<VecDeque<&'static Job>> = Mutex::new(jobs.into());
     let reports = Mutex::new(Vec::new());
     let parallel = usize::from(arguments.parallel);
@@ -113,6 +122,12 @@ fn run(arguments: &Arguments) -> Result<bool, Box<dyn Error>> {
         .filter(|report| !report.passed())
         .map(|report| report.job.name)
         .collect();
+    for job in not_run {
+        println!(
+            "{:<24}not run: there is no root file system (make linux-images)",
+            job.name
+        );
+    }
     println!(
         "\n{} of {} jobs passed",
         reports.len() - failed.len(),
@@ -170,6 +185,12 @@ fn prepare(arguments: &Arguments) -> Result<NestedHost, Box<dyn Error>> {
         .iter()
         .find(|kernel| kernel.series == NESTED_HOST_KERNEL)
         .ok_or_else(|| format!("there is no kernel {NESTED_HOST_KERNEL} for the nested host"))?;
+    let images = match &arguments.images {
+        Some(folder) => Some(folder.clone()),
+        None => {
+            Some(kernel_folder.join("images")).filter(|folder| folder.join("rootfs.ext4").exists())
+        }
+    };
     let programs = Programs {
         reapvm: arguments.reapvm.clone(),
         nested_host: sibling("nested-host")?,
@@ -180,7 +201,8 @@ fn prepare(arguments: &Arguments) -> Result<NestedHost, Box<dyn Error>> {
     Ok(NestedHost {
         kernel: kernel.folder.join("vmlinuz"),
         initrd: disk::nested_host_initrd(kernel, &programs, &folder)?,
-        job_disk: disk::job_disk(&kernels, &programs, &folder)?,
+        job_disk: disk::job_disk(&kernels, &programs, images.as_deref(), &folder)?,
+        rootfs: images.map(|folder| folder.join("rootfs.ext4")),
         folder,
     })
 }

@@ -85,13 +85,15 @@ pub fn nested_host_initrd(
     Ok(path)
 }
 
-/// The disk that all jobs read: reapvm, and of each kernel vmlinux, vmlinuz and an initrd.
+/// The disk that all jobs read: reapvm, and of each kernel vmlinux, vmlinuz and an initrd. From
+/// `images`, where the Linux images were built, comes an initrd that mounts a root file system.
 ///
 /// # Errors
 /// See [`DiskError`].
 pub fn job_disk(
     kernels: &[Kernel],
     programs: &Programs,
+    images: Option<&Path>,
     folder: &Path,
 ) -> Result<PathBuf, DiskError> {
     let tree = folder.join("job-disk");
@@ -110,6 +112,10 @@ pub fn job_disk(
         let modules = modules::collect(&module_folder(kernel), &GUEST_MODULES)?;
         let initrd = at.join("initrd");
         fs::write(&initrd, initrd::build(&init, &modules)).map_err(error(&initrd))?;
+        if let Some(images) = images {
+            let of_images = images.join(format!("initrd-{}", kernel.series));
+            copy(&of_images, &at.join("initrd-root"))?;
+        }
     }
     let image = folder.join("job-disk.ext4");
     make_file_system(&image, 512 << 20, Some(&tree))?;

@@ -72,6 +72,8 @@ pub struct NestedHost {
     pub initrd: PathBuf,
     /// See [`disk::job_disk`].
     pub job_disk: PathBuf,
+    /// The root file system of the Python functions.
+    pub rootfs: Option<PathBuf>,
     /// Where logs and scratch disks are made.
     pub folder: PathBuf,
 }
@@ -101,13 +103,17 @@ impl NestedHost {
             .args(["-M", "q35", "-smp", "1", "-m", "4096"])
             .args(["-nodefaults", "-no-user-config", "-display", "none"])
             .args(["-serial", "stdio", "-no-reboot"]);
-        for (id, options) in [
+        let mut disks = vec![
             (
                 "job",
                 format!("file={},readonly=on", self.job_disk.display()),
             ),
             ("scratch", format!("file={scratch},cache=unsafe")),
-        ] {
+        ];
+        if let Some(rootfs) = &self.rootfs {
+            disks.push(("rootfs", format!("file={},readonly=on", rootfs.display())));
+        }
+        for (id, options) in disks {
             command
                 .args(["-drive", &format!("if=none,id={id},format=raw,{options}")])
                 .args(["-device", &format!("virtio-blk-pci,drive={id}")]);

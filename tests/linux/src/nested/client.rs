@@ -65,6 +65,13 @@ impl Client {
         self.send(&serde_json::to_string(request).unwrap())
     }
 
+    /// The whole answer of the guest to a request line of JSON.
+    pub fn exchange_json(&mut self, request: &Value) -> Result<Value, String> {
+        let answer = self.exchange(&request.to_string())?;
+        serde_json::from_str(&answer)
+            .map_err(|error| format!("the guest's answer '{answer}' is no JSON: {error}"))
+    }
+
     /// What the guest answers to `request`.
     pub fn ask(&mut self, request: &Request) -> Result<Value, String> {
         let answer = self.exchange(&serde_json::to_string(request).unwrap())?;

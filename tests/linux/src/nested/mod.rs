@@ -30,6 +30,8 @@ pub const JOB_FOLDER: &str = "/job";
 /// Where an empty disk is mounted.
 pub const SCRATCH_FOLDER: &str = "/scratch";
 
+/// The disk with the root file system of the Python functions, where there is one.
+pub const ROOTFS_DEVICE: &str = "/dev/vdc";
 
 /// Says something to the runner.
 pub fn say(message: &str) {

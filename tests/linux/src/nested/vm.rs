@@ -98,7 +98,8 @@ impl Vm {
         Self::spawn(command)
     }
 
-    fn spawn(mut command: Command) -> Self {
+    /// Starts `command`, a reapvm, with a vsock socket of its own.
+    pub fn spawn(mut command: Command) -> Self {
         let socket = scratch("vsock");
         let mut child = command
             .arg("--vsock-uds")
