@@ -280,7 +280,8 @@ fn a_new_snapshot_replaces_an_old_one_with_its_working_set() {
             Some(&input(0)),
             &dir,
             TIMEOUT,
-        ).unwrap();
+        )
+        .unwrap();
         let snapshot = snapshots::open(&dir);
         assert_ne!(snapshot.id(), before);
         assert!(!snapshot.working_set_path().exists());
