@@ -4,6 +4,7 @@ mod balloon;
 mod boot;
 mod clock;
 mod clones;
+mod damage;
 mod disk;
 mod functions;
 mod modes;
@@ -165,6 +166,12 @@ pub const JOBS: &[Job] = &[
         about: "video_processing in Python: recorded with one input, prefetched for another",
         needs_rootfs: true,
         run: || functions::run("video_processing"),
+    },
+    Job {
+        name: "damage",
+        about: "a damaged snapshot ends in an error, also where KVM meets the damage first",
+        needs_rootfs: false,
+        run: || damage::run("6.12"),
     },
     Job {
         name: "panic",
