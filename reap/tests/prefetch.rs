@@ -329,24 +329,34 @@ fn pages_that_are_there_already_are_left_alone() {
 fn pages_that_were_dropped_before_the_install_stay_zero() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("working-set");
-    write_set(&path, &(0..64).collect::<Vec<_>>());
-    let memory = GuestMemory::new(PAGES);
-    let mut pager = new_pager(&memory);
-    let guest = Arc::clone(&memory);
-    let dropper = thread::spawn(move || guest.drop_pages(10, 3));
-    // Whether the announcement comes before the install, which then has to read it, or after it:
-    // the pages are zero.
-    thread::sleep(Duration::from_millis(20));
-    pager
-        .install(&open(&path), InstallMethod::default())
-        .unwrap();
-    pager.start().unwrap();
-    within_time(move || dropper.join().unwrap());
-    for page in 10..13 {
-        assert_eq!(memory.read_page(page), vec![0; PAGE]);
+    // Pieces for both threads of a streamed install: one of them has to read the announcements
+    // while the other one copies.
+    write_set(&path, &(0..1500).collect::<Vec<_>>());
+    for method in InstallMethod::ALL {
+        let memory = GuestMemory::new(PAGES);
+        let mut pager = new_pager(&memory);
+        let droppers: Vec<_> = [10, 700, 1400]
+            .map(|first| {
+                let guest = Arc::clone(&memory);
+                thread::spawn(move || guest.drop_pages(first, 3))
+            })
+            .into();
+        // Whether an announcement comes before the install, which then has to read it, or after
+        // it: the pages are zero.
+        thread::sleep(Duration::from_millis(20));
+        pager.install(&open(&path), method).unwrap();
+        pager.start().unwrap();
+        within_time(move || {
+            for dropper in droppers {
+                dropper.join().unwrap();
+            }
+        });
+        for page in [10, 12, 700, 702, 1400, 1402] {
+            assert_eq!(memory.read_page(page), vec![0; PAGE], "{method}: {page}");
+        }
+        check_pages(&memory, vec![9, 13, 699, 703, 1399, 1403, 1499, 1550]);
+        assert_eq!(pager.stats().removed_pages, 9, "{method}");
     }
-    check_pages(&memory, vec![9, 13, 63, 100]);
-    assert_eq!(pager.stats().removed_pages, 3);
 }
 
 #[test]

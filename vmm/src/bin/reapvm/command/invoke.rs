@@ -55,14 +55,18 @@ fn print(report: &ColdStartReport, json: bool) -> Result<(), Box<dyn Error>> {
     line("first response byte", marks.first_byte);
     line("response complete", marks.response);
     if let Some(install) = &report.install_ms {
+        let threads = match install.threads {
+            1 => "1 thread".to_owned(),
+            count => format!("{count} threads"),
+        };
         println!(
-            "  working set: {} pages in {} runs, {} in {:.2} ms by {} threads: read {:.2} ms, \
+            "  working set: {} pages in {} runs, {} in {:.2} ms by {}: read {:.2} ms, \
              verify {:.2} ms, copy {:.2} ms",
             report.faults.prefetched_pages,
             install.extents,
             install.method,
             install.total,
-            install.threads,
+            threads,
             install.read,
             install.verify,
             install.copy
