@@ -15,7 +15,9 @@ use thiserror::Error;
 
 use crate::config::Overrides;
 use crate::invocation::{Connection, InvokeError};
-use crate::machine::{BuildError, Machine, MachineError, RestoreOptions, config_of};
+use crate::machine::{
+    BuildError, Machine, MachineError, PreparedMachine, RestoreOptions, config_of,
+};
 use crate::residency;
 
 /// What is to be started.
@@ -34,7 +36,11 @@ pub struct ColdStart<'a> {
     pub timeout: Duration,
     /// Whether a recording replaces the snapshot's working set and trace.
     pub keep_recording: bool,
-    /// The zero of all marks on the monotonic clock: the launcher's exec.
+    /// Whether resident memory is counted when the response is there: reading what the kernel says
+    /// of it takes a millisecond.
+    pub count_resident: bool,
+    /// The zero of all marks on the monotonic clock: the launcher's exec, or the arrival of a
+    /// request.
     pub started_ns: u64,
 }
 
@@ -156,10 +162,31 @@ pub struct ColdStartReport {
     pub faults: Faults,
     /// Pages of the working set: installed (prefetch) or recorded (record).
     pub working_set_pages: Option<u64>,
-    /// Resident guest memory at the response, in KiB.
-    pub guest_resident_kib: u64,
-    /// Resident memory of the process beyond the guest's at the response, in KiB.
-    pub vmm_overhead_kib: u64,
+    /// Resident guest memory at the response, in KiB, if it was counted.
+    pub guest_resident_kib: Option<u64>,
+    /// Resident memory of the process beyond the guest's at the response, in KiB, if it was
+    /// counted.
+    pub vmm_overhead_kib: Option<u64>,
+}
+
+impl ColdStartReport {
+    /// From the start to the first KVM_RUN in ms, without the time in which everything else was
+    /// done and only the working set was waited for.
+    #[must_use]
+    pub fn control_ms(&self) -> f64 {
+        let marks = &self.marks_ms;
+        marks.first_run - (marks.memory_ready - marks.state_loaded)
+    }
+}
+
+/// A machine that has answered. It ends when this is dropped, which takes some milliseconds: what
+/// it has answered should be handed on before.
+#[derive(Debug)]
+pub struct Invoked {
+    /// The answer, with what it took.
+    pub report: ColdStartReport,
+    /// The machine; paused if it was recording, otherwise running.
+    pub machine: Machine,
 }
 
 fn ms(ns: u64) -> f64 {
@@ -182,18 +209,44 @@ fn kernel_faults() -> (u64, u64) {
 ///
 /// # Errors
 /// See [`ColdStartError`]. A pager that fails ends the call with its error.
-pub fn run(
-    start: &ColdStart<'_>,
-    process_start_ns: u64,
-) -> Result<ColdStartReport, ColdStartError> {
-    let (major_before, minor_before) = kernel_faults();
+pub fn run(start: &ColdStart<'_>, process_start_ns: u64) -> Result<Invoked, ColdStartError> {
+    let faults_before = kernel_faults();
     let snapshot = Arc::new(Snapshot::open(start.dir)?);
     let options = RestoreOptions {
         install_method: start.install_method,
         overrides: start.overrides.clone(),
         ..RestoreOptions::new(start.mode)
     };
-    let mut machine = Machine::restore(&snapshot, options)?;
+    let machine = Machine::restore(&snapshot, options)?;
+    invoke(machine, &snapshot, start, process_start_ns, faults_before)
+}
+
+/// As [`run`], with a machine that was prepared before: directory and overrides of `start` are
+/// those that it was prepared with. `on_memory_ready` is called right before the guest runs: the
+/// working set has been read by then.
+///
+/// # Errors
+/// See [`ColdStartError`].
+pub fn run_prepared(
+    prepared: PreparedMachine,
+    start: &ColdStart<'_>,
+    process_start_ns: u64,
+    on_memory_ready: impl FnOnce(),
+) -> Result<Invoked, ColdStartError> {
+    let faults_before = kernel_faults();
+    let snapshot = Arc::clone(prepared.snapshot());
+    let machine = prepared.restore(start.mode, start.install_method, None)?;
+    on_memory_ready();
+    invoke(machine, &snapshot, start, process_start_ns, faults_before)
+}
+
+fn invoke(
+    mut machine: Machine,
+    snapshot: &Arc<Snapshot>,
+    start: &ColdStart<'_>,
+    process_start_ns: u64,
+    (major_before, minor_before): (u64, u64),
+) -> Result<Invoked, ColdStartError> {
     // Opened before the guest runs: it finds the connection request when it wakes.
     let mut connection = Connection::open(&machine)?;
     machine.resume()?;
@@ -213,13 +266,16 @@ pub fn run(
         first_byte: since(reply.marks.first_byte_ns),
         response: since(reply.marks.response_ns),
     };
-    let memory = residency::process_memory(&machine.memory().host_ranges())
+    let memory = start
+        .count_resident
+        .then(|| residency::process_memory(&machine.memory().host_ranges()))
+        .transpose()
         .map_err(ColdStartError::Residency)?;
     let mut working_set_pages = install.map(|report| report.pages);
     if start.mode == MemoryRestoreMode::Record {
         machine.pause()?;
         working_set_pages = Some(if start.keep_recording {
-            write_recording(&machine, &snapshot)?
+            write_recording(&machine, snapshot)?
         } else {
             machine
                 .memory()
@@ -232,7 +288,7 @@ pub fn run(
     } else {
         0
     };
-    Ok(ColdStartReport {
+    let report = ColdStartReport {
         function: machine.config().function.clone(),
         mode: start.mode,
         response: reply.value,
@@ -247,9 +303,10 @@ pub fn run(
             missed_pages: missed,
         },
         working_set_pages,
-        guest_resident_kib: memory.guest_kib,
-        vmm_overhead_kib: memory.vmm_kib,
-    })
+        guest_resident_kib: memory.map(|memory| memory.guest_kib),
+        vmm_overhead_kib: memory.map(|memory| memory.vmm_kib),
+    };
+    Ok(Invoked { report, machine })
 }
 
 /// Writes the working set and the trace of a recording machine into its snapshot, each replaced

@@ -112,6 +112,27 @@ pub enum MemoryError {
 /// Called on the pager's thread when it cannot go on; must see to it that the VM ends.
 pub type OnPagerFailure = Box<dyn FnOnce(PagerError) + Send>;
 
+/// What guest memory that is to be restored lies on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Backing {
+    /// Nothing: pages are put there, all at once or one by one.
+    Anonymous,
+    /// The snapshot's memory file, mapped privately.
+    File,
+}
+
+impl From<MemoryRestoreMode> for Backing {
+    fn from(mode: MemoryRestoreMode) -> Self {
+        match mode {
+            MemoryRestoreMode::File => Self::File,
+            MemoryRestoreMode::Copy
+            | MemoryRestoreMode::OnDemand
+            | MemoryRestoreMode::Record
+            | MemoryRestoreMode::Prefetch => Self::Anonymous,
+        }
+    }
+}
+
 /// Owner of guest memory and, for a machine that is restored by faults, of the pager.
 pub struct MemoryManager {
     // Before `memory`: the pager must be gone before the memory that it serves is unmapped.
@@ -138,20 +159,17 @@ impl MemoryManager {
         Self::map(&regions_of(memory_bytes), None, dirty)
     }
 
-    /// The memory of `snapshot`, in the way that `mode` says. With a mode that serves faults they
-    /// are served from here on, in prefetch mode when the working set is installed, which threads
-    /// of its own do by `install_method` while the caller sets up KVM.
-    /// [`MemoryManager::wait_until_served`] must follow before the guest runs.
+    /// Address space for the memory of `snapshot`, to be restored by `mode` or another mode of the
+    /// same [`Backing`]. Nothing is read yet; [`MemoryManager::restore`] must follow before
+    /// anything looks at the memory.
     ///
     /// # Errors
-    /// See [`MemoryError`]. A mode that cannot run is an error; no other takes its place.
-    pub fn restore(
+    /// See [`MemoryError`]: the snapshot is a diff or its regions are not those of the machine.
+    pub(crate) fn reserve(
         snapshot: &Arc<Snapshot>,
         memory_bytes: u64,
         track_dirty_pages: bool,
-        mode: MemoryRestoreMode,
-        install_method: InstallMethod,
-        on_failure: OnPagerFailure,
+        backing: Backing,
     ) -> Result<Self, MemoryError> {
         let info = &snapshot.manifest().memory;
         if let Some(base) = info.base {
@@ -165,17 +183,36 @@ impl MemoryManager {
             return Err(MemoryError::Regions { memory_bytes });
         }
         let dirty = track_dirty_pages.then(|| no_dirty_pages(memory_bytes, Some(snapshot.id())));
+        let file = match backing {
+            Backing::Anonymous => None,
+            Backing::File => Some(Arc::new(snapshot.open_memory()?)),
+        };
+        Self::map(&regions, file, dirty)
+    }
+
+    /// Brings back the memory of `snapshot` into what [`MemoryManager::reserve`] has mapped for it,
+    /// in the way that `mode` says. With a mode that serves faults they are served from here on,
+    /// in prefetch mode when the working set is installed, which threads of its own do by
+    /// `install_method` while the caller sets up KVM. [`MemoryManager::wait_until_served`] must
+    /// follow before the guest runs.
+    ///
+    /// # Errors
+    /// See [`MemoryError`]. A mode that cannot run is an error; no other takes its place.
+    pub(crate) fn restore(
+        &mut self,
+        snapshot: &Arc<Snapshot>,
+        mode: MemoryRestoreMode,
+        install_method: InstallMethod,
+        on_failure: OnPagerFailure,
+    ) -> Result<(), MemoryError> {
         match mode {
             MemoryRestoreMode::Copy => {
-                let manager = Self::map(&regions, None, dirty)?;
-                manager.copy_from(&MemoryReader::open(Arc::clone(snapshot))?)?;
-                manager.forget_own_writes();
-                Ok(manager)
+                self.copy_from(&MemoryReader::open(Arc::clone(snapshot))?)?;
+                self.forget_own_writes();
+                Ok(())
             }
-            MemoryRestoreMode::File => {
-                let file = Arc::new(snapshot.open_memory()?);
-                Self::map(&regions, Some(file), dirty)
-            }
+            // The kernel serves it.
+            MemoryRestoreMode::File => Ok(()),
             MemoryRestoreMode::OnDemand
             | MemoryRestoreMode::Record
             | MemoryRestoreMode::Prefetch => {
@@ -184,30 +221,29 @@ impl MemoryManager {
                     MemoryRestoreMode::Prefetch => Some(WorkingSet::open(
                         &snapshot.working_set_path(),
                         &snapshot.id(),
-                        memory_bytes,
+                        self.size_bytes(),
                     )?),
                     _ => None,
                 };
-                let mut manager = Self::map(&regions, None, dirty)?;
                 let source = Arc::new(MemoryReader::open(Arc::clone(snapshot))?);
-                manager.source = Some(Arc::clone(&source));
+                self.source = Some(Arc::clone(&source));
                 let config = PagerConfig {
-                    regions: manager.regions.clone(),
+                    regions: self.regions.clone(),
                     source: Box::new(SnapshotPageSource::from(source)),
                     record: mode.records(),
-                    phase: Arc::clone(&manager.phase),
+                    phase: Arc::clone(&self.phase),
                     spin: DEFAULT_SPIN,
                     on_failure,
                 };
-                // SAFETY: the regions are private anonymous mappings that `manager.memory` owns;
+                // SAFETY: the regions are private anonymous mappings that `self.memory` owns;
                 // the field order of `MemoryManager` drops the pager before them. The thread of
                 // an installation has the pager and a clone of `memory`, dropped in that order.
                 // Devices and vCPUs, which hold clones too, only keep them mapped longer.
                 let mut pager = unsafe { Pager::new(config) }?;
                 match working_set {
                     Some(working_set) => {
-                        let memory = manager.memory.clone();
-                        manager.installation = Some(Installation::start(
+                        let memory = self.memory.clone();
+                        self.installation = Some(Installation::start(
                             pager,
                             memory,
                             working_set,
@@ -215,13 +251,13 @@ impl MemoryManager {
                         )?);
                     }
                     None => {
-                        // Before the caller sets up KVM, which touches guest memory itself: its
+                        // Before the caller sets up vCPUs, which touches guest memory itself: its
                         // clock, its steal time, its end of interrupt.
                         pager.start()?;
-                        manager.pager = Some(pager);
+                        self.pager = Some(pager);
                     }
                 }
-                Ok(manager)
+                Ok(())
             }
         }
     }

@@ -1,6 +1,7 @@
 //! Making a machine: from its configuration, or from a snapshot.
 
 use std::fs::File;
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -8,26 +9,22 @@ use std::sync::Arc;
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use reapvm_reap::{InstallMethod, MemoryRestoreMode, PagerError};
 use reapvm_snapshot::{ReadError, Snapshot, StateError, StateFile};
+use rustix::io::{DupFlags, dup3};
 use thiserror::Error;
 
 use super::console::Console;
 use super::device_set::{self, DeviceError, DeviceSet};
 use super::event_loop::{EventLoop, EventLoopError};
 use super::exits::ExitEvents;
-use super::save::{INTERRUPTS_KIND, INTERRUPTS_VERSION, VCPU_KIND, VCPU_VERSION};
-use super::{Lifecycle, Machine, RestoreMarks};
+use super::{Lifecycle, Machine, RestoreMarks, prepared};
 use crate::arch::segments::{self, EntryMode};
 use crate::arch::{cpuid, layout, msr};
 use crate::boot::{self, BootError, EntryPoint};
-use crate::clock;
 use crate::config::{ConfigError, Overrides, VmConfig};
-use crate::generation_id::{self, GenerationIdError};
-use crate::interrupts::{self, InterruptError, InterruptState};
+use crate::generation_id::GenerationIdError;
+use crate::interrupts::{self, InterruptError};
 use crate::memory::{MemoryError, MemoryManager};
-use crate::vcpu::{
-    FirstRun, GuestExit, VcpuContext, VcpuError, VcpuHandle, VcpuState, VcpuStateError,
-    restore_state,
-};
+use crate::vcpu::{FirstRun, GuestExit, VcpuContext, VcpuError, VcpuHandle, VcpuStateError};
 
 const KVM_PATH: &str = "/dev/kvm";
 const KVM_API_VERSION: i32 = 12;
@@ -94,6 +91,15 @@ pub enum BuildError {
     /// No eventfd.
     #[error("cannot create an eventfd")]
     EventFd(#[source] std::io::Error),
+    /// The virtual machine's descriptor cannot get the number that it needs.
+    #[error("cannot duplicate a descriptor")]
+    MoveVm(#[source] std::io::Error),
+    /// A prepared machine's address space does not do for the mode.
+    #[error("the machine was not prepared for memory mode {mode}")]
+    PreparedForOther {
+        /// The mode that was asked for.
+        mode: MemoryRestoreMode,
+    },
 }
 
 /// Hears of a pager that cannot go on, on the pager's thread.
@@ -131,9 +137,9 @@ impl RestoreOptions {
 }
 
 /// What [`Machine::boot`] and [`Machine::restore`] have in common.
-struct Parts {
+pub(super) struct Parts {
     kvm: Arc<Kvm>,
-    vm: Arc<VmFd>,
+    pub(super) vm: Arc<VmFd>,
     exits: Arc<ExitEvents>,
 }
 
@@ -173,7 +179,7 @@ fn open_kvm_at(path: &Path) -> Result<Kvm, BuildError> {
     // SAFETY: the descriptor was just opened, is given up by `into_raw_fd` and so owned by the
     // new Kvm alone; that it answers as KVM is checked by the version below.
     let kvm = unsafe {
-        use std::os::fd::{FromRawFd, IntoRawFd};
+        use std::os::fd::FromRawFd;
         Kvm::from_raw_fd(file.into_raw_fd())
     };
     let version = kvm.get_api_version();
@@ -201,7 +207,7 @@ fn open_kvm_at(path: &Path) -> Result<Kvm, BuildError> {
     Ok(kvm)
 }
 
-fn exit_events() -> Result<Arc<ExitEvents>, BuildError> {
+pub(super) fn exit_events() -> Result<Arc<ExitEvents>, BuildError> {
     Ok(Arc::new(ExitEvents::new().map_err(BuildError::EventFd)?))
 }
 
@@ -221,10 +227,37 @@ fn create_vm(kvm: &Kvm) -> Result<VmFd, BuildError> {
     }
 }
 
+/// Gives `vm` the descriptor number of `place`.
+fn move_vm(kvm: &Kvm, vm: VmFd, mut place: OwnedFd) -> Result<VmFd, BuildError> {
+    // SAFETY: `vm` is open and stays so during this block.
+    let old = unsafe { BorrowedFd::borrow_raw(vm.as_raw_fd()) };
+    dup3(old, &mut place, DupFlags::CLOEXEC).map_err(|errno| BuildError::MoveVm(errno.into()))?;
+    // SAFETY: `place` is a descriptor of a virtual machine now, and is given up here, so that the
+    // new owner is its only one.
+    unsafe { kvm.create_vmfd_from_rawfd(place.into_raw_fd()) }.map_err(|source| BuildError::Kvm {
+        call: "KVM_GET_VCPU_MMAP_SIZE",
+        source,
+    })
+}
+
 impl Parts {
-    fn new(exits: Arc<ExitEvents>) -> Result<Self, BuildError> {
+    /// Makes a virtual machine that has `memory`; its descriptor takes the place of `vm_fd_place`,
+    /// if there is one.
+    pub(super) fn new(
+        exits: Arc<ExitEvents>,
+        memory: &MemoryManager,
+        vm_fd_place: Option<OwnedFd>,
+    ) -> Result<Self, BuildError> {
         let kvm = open_kvm()?;
-        let vm = create_vm(&kvm)?;
+        let mut vm = create_vm(&kvm)?;
+        if let Some(place) = vm_fd_place {
+            vm = move_vm(&kvm, vm, place)?;
+        }
+        // Memory before the interrupt controllers. Those go on KVM's I/O buses, and for each KVM
+        // starts a grace period of the lock under which a machine's memory is looked up
+        // (`kvm_io_bus_register_dev`, `call_srcu`). A change of memory waits for the end of a
+        // grace period, and one that is under way goes by the timer tick: 4 ms at 250 Hz.
+        memory.register(&vm)?;
         interrupts::create(&vm)?;
         Ok(Self {
             kvm: Arc::new(kvm),
@@ -233,7 +266,7 @@ impl Parts {
         })
     }
 
-    fn create_vcpus(&self, count: u8) -> Result<Vec<VcpuFd>, BuildError> {
+    pub(super) fn create_vcpus(&self, count: u8) -> Result<Vec<VcpuFd>, BuildError> {
         (0..count)
             .map(|index| {
                 self.vm
@@ -246,7 +279,7 @@ impl Parts {
             .collect()
     }
 
-    fn devices(
+    pub(super) fn devices(
         &self,
         config: &VmConfig,
         memory: &MemoryManager,
@@ -267,7 +300,7 @@ impl Parts {
     }
 
     /// Starts the threads and puts the machine together, paused.
-    fn assemble(
+    pub(super) fn assemble(
         self,
         config: VmConfig,
         memory: MemoryManager,
@@ -324,8 +357,7 @@ impl Machine {
             &config,
             &device_set::windows(&config),
         )?;
-        let parts = Parts::new(exit_events()?)?;
-        memory.register(&parts.vm)?;
+        let parts = Parts::new(exit_events()?, &memory, None)?;
         let count = config.machine_config.vcpu_count;
         let vcpus = parts.create_vcpus(count)?;
         let base = cpuid::base(&parts.kvm).map_err(|source| BuildError::Kvm {
@@ -348,7 +380,8 @@ impl Machine {
         if let Some(boot_vcpu) = vcpus.first() {
             set_entry(&memory, boot_vcpu, entry)?;
         }
-        let devices = parts.devices(&config, &memory, console, None)?;
+        let mut devices = parts.devices(&config, &memory, console, None)?;
+        devices.connect_interrupts(&parts.vm)?;
         parts.assemble(config, memory, devices, vcpus)
     }
 
@@ -357,51 +390,7 @@ impl Machine {
     /// # Errors
     /// See [`BuildError`]. A mode that cannot run is an error; no other takes its place.
     pub fn restore(snapshot: &Arc<Snapshot>, options: RestoreOptions) -> Result<Self, BuildError> {
-        let mut config = config_of(snapshot)?;
-        options.overrides.apply(&mut config)?;
-        config.machine_config.track_dirty_pages |= options.track_dirty_pages;
-        config.validate()?;
-        let state = snapshot.read_state()?;
-        let exit_events = exit_events()?;
-        let exits = Arc::clone(&exit_events);
-        let on_failure = options.on_pager_failure;
-        let memory = MemoryManager::restore(
-            snapshot,
-            config.memory_bytes(),
-            config.machine_config.track_dirty_pages,
-            options.mode,
-            options.install_method,
-            Box::new(move |error| {
-                exits.end(GuestExit::PagerFailed(error.clone()));
-                if let Some(on_failure) = on_failure {
-                    on_failure(&error);
-                }
-            }),
-        )?;
-        // The working set is being installed from here on, while KVM is set up.
-        let parts = Parts::new(exit_events)?;
-        memory.register(&parts.vm)?;
-        let vcpus = parts.create_vcpus(config.machine_config.vcpu_count)?;
-        let interrupt_state: InterruptState = state.get(INTERRUPTS_KIND, INTERRUPTS_VERSION)?;
-        // Once for all vCPUs: their time-stamp counters stay together.
-        let age = interrupt_state.age();
-        for (index, vcpu) in (0_u8..).zip(&vcpus) {
-            let saved: VcpuState =
-                state.get_instance(VCPU_KIND, usize::from(index), VCPU_VERSION)?;
-            restore_state(&parts.vm, vcpu, index, &saved, age)?;
-        }
-        interrupts::restore(&parts.vm, &interrupt_state, age)?;
-        let devices = parts.devices(&config, &memory, options.console, Some(&state))?;
-        let mut machine = parts.assemble(config, memory, devices, vcpus)?;
-        machine.restore_marks.state_loaded_ns = clock::monotonic_ns();
-        machine.memory.wait_until_served()?;
-        if let Some(irq) = &machine.devices.generation_id_irq {
-            // Before the guest runs: no instruction of this copy finds the old id.
-            generation_id::write_new(machine.memory.guest_memory())?;
-            irq.write(1).map_err(GenerationIdError::Notify)?;
-        }
-        machine.restore_marks.memory_ready_ns = clock::monotonic_ns();
-        Ok(machine)
+        prepared::restore(snapshot, options)
     }
 }
 

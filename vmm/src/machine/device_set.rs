@@ -81,6 +81,8 @@ pub(super) struct DeviceSet {
     pub(super) pio: Arc<Bus>,
     pub(super) mmio: Arc<Bus>,
     pub(super) subscribers: Vec<Subscriber>,
+    /// Interrupts and the lines that they are to be connected to.
+    irqs: Vec<(EventFd, u32)>,
 }
 
 fn eventfd() -> Result<EventFd, DeviceError> {
@@ -109,7 +111,8 @@ pub(super) fn windows(config: &VmConfig) -> Vec<MmioWindow> {
 
 impl DeviceSet {
     /// Makes the devices of `config`: fresh ones, or those of `saved`. `on_reset` is called when
-    /// the guest asks for a reset.
+    /// the guest asks for a reset. Their interrupts reach nobody until
+    /// [`connect_interrupts`](Self::connect_interrupts). Guest memory is not touched.
     pub(super) fn build(
         config: &VmConfig,
         vm: &VmFd,
@@ -122,8 +125,8 @@ impl DeviceSet {
         let mut mmio = Bus::new();
         let mut subscribers: Vec<Subscriber> = Vec::new();
 
-        let serial_irq = eventfd()?;
-        register_irq(vm, &serial_irq, SERIAL_GSI)?;
+        let mut irqs: Vec<(EventFd, u32)> = Vec::new();
+        let serial_irq = irq(&mut irqs, SERIAL_GSI)?;
         let serial = match saved {
             None => SerialDevice::new(serial_irq, console.output)?,
             Some(saved) => {
@@ -162,9 +165,7 @@ impl DeviceSet {
             Arc::new(Mutex::new(SleepRegisters::new(power_off))),
         )?;
         let generation_id_irq = if config.has_acpi() {
-            let irq = eventfd()?;
-            register_irq(vm, &irq, layout::GENERATION_ID_GSI)?;
-            Some(irq)
+            Some(irq(&mut irqs, layout::GENERATION_ID_GSI)?)
         } else {
             None
         };
@@ -176,9 +177,8 @@ impl DeviceSet {
         } = virtio_devices::make(config)?;
         let mut transports = Vec::with_capacity(devices.len());
         for (index, device) in (0_u32..).zip(devices) {
-            let irq = eventfd()?;
             let MmioWindow { gpa, gsi, .. } = window(index);
-            register_irq(vm, &irq, gsi)?;
+            let irq = irq(&mut irqs, gsi)?;
             let transport = match saved {
                 None => MmioTransport::new(memory.clone(), device, irq)?,
                 Some(saved) => {
@@ -214,7 +214,23 @@ impl DeviceSet {
             pio: Arc::new(pio),
             mmio: Arc::new(mmio),
             subscribers,
+            irqs,
         })
+    }
+
+    /// Connects the devices' interrupts to the interrupt controllers, whose state must have been
+    /// restored: what a restored device has raised meanwhile is injected by this (KVM looks whether
+    /// an eventfd is signalled when it takes it), and restoring them later would lose it.
+    pub(super) fn connect_interrupts(&mut self, vm: &VmFd) -> Result<(), DeviceError> {
+        for (irq, gsi) in self.irqs.drain(..) {
+            // KVM keeps the eventfd; this copy of the descriptor is not needed any more.
+            vm.register_irqfd(&irq, gsi)
+                .map_err(|source| DeviceError::Kvm {
+                    what: "interrupt",
+                    source,
+                })?;
+        }
+        Ok(())
     }
 
     /// Saves all devices into `file` and keeps them still until the guard is dropped, so that
@@ -246,12 +262,11 @@ pub(super) struct Quiesced<'a> {
     _transports: Vec<MutexGuard<'a, MmioTransport>>,
 }
 
-fn register_irq(vm: &VmFd, irq: &EventFd, gsi: u32) -> Result<(), DeviceError> {
-    vm.register_irqfd(irq, gsi)
-        .map_err(|source| DeviceError::Kvm {
-            what: "interrupt",
-            source,
-        })
+/// An eventfd that will be connected to the line `gsi`.
+fn irq(irqs: &mut Vec<(EventFd, u32)>, gsi: u32) -> Result<EventFd, DeviceError> {
+    let irq = eventfd()?;
+    irqs.push((irq.try_clone().map_err(DeviceError::EventFd)?, gsi));
+    Ok(irq)
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ mod device_set;
 mod event_loop;
 mod exits;
 mod power;
+mod prepared;
 mod save;
 mod virtio_devices;
 
@@ -36,6 +37,7 @@ pub use console::{Console, ConsoleWatch};
 pub use device_set::DeviceError;
 pub use event_loop::EventLoopError;
 pub use exits::ExitEvents;
+pub use prepared::{PrepareOptions, PreparedMachine};
 pub use save::SaveError;
 
 pub(crate) use power::SOFT_OFF_SLEEP_TYPE;

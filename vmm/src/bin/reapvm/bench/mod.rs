@@ -197,6 +197,7 @@ fn measure_function(
         input: &recorded_input,
         timeout: TIMEOUT,
         keep_recording: false,
+        count_resident: true,
         started_ns: 0,
     };
     if arguments.modes.contains(&MemoryRestoreMode::Prefetch) {

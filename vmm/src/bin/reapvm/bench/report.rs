@@ -126,7 +126,7 @@ pub(crate) fn cold_cell(
             .iter()
             .filter_map(|r| r.working_set_pages)
             .next_back(),
-        vmm_overhead_kib: reports.iter().map(|r| r.vmm_overhead_kib).max(),
+        vmm_overhead_kib: reports.iter().filter_map(|r| r.vmm_overhead_kib).max(),
         bound_ms: None,
     }
 }

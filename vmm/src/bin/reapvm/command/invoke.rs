@@ -20,6 +20,7 @@ pub(super) fn run(arguments: &Invoke, process_start_ns: u64) -> CommandResult {
         input: &arguments.input,
         timeout: arguments.timeout,
         keep_recording: !arguments.discard_recording,
+        count_resident: true,
         started_ns: arguments.started_at_ns.unwrap_or(process_start_ns),
     };
     // A cold or repeated start is measured from the exec of a process of its own.
@@ -35,11 +36,13 @@ pub(super) fn run(arguments: &Invoke, process_start_ns: u64) -> CommandResult {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    print(&cold_start::run(&start, process_start_ns)?, arguments.json)?;
+    let invoked = cold_start::run(&start, process_start_ns)?;
+    // Before the machine is taken apart.
+    print(&invoked.report, arguments.json)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn print(report: &ColdStartReport, json: bool) -> Result<(), Box<dyn Error>> {
+pub(crate) fn print(report: &ColdStartReport, json: bool) -> Result<(), Box<dyn Error>> {
     if json {
         println!("{}", serde_json::to_string(report)?);
         return Ok(());
@@ -82,9 +85,8 @@ fn print(report: &ColdStartReport, json: bool) -> Result<(), Box<dyn Error>> {
     {
         println!("  recorded a working set of {pages} pages");
     }
-    println!(
-        "  resident: guest {} KiB, VMM {} KiB",
-        report.guest_resident_kib, report.vmm_overhead_kib
-    );
+    if let (Some(guest), Some(vmm)) = (report.guest_resident_kib, report.vmm_overhead_kib) {
+        println!("  resident: guest {guest} KiB, VMM {vmm} KiB");
+    }
     Ok(())
 }
