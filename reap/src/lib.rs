@@ -14,7 +14,8 @@
 //! | [`Recording`] | the first touch of each page, in order |
 //! | [`WorkingSet`] | the file of the recorded pages, packed in the order of their installation |
 //! | [`WorkingSetReader`] | reads that file past the page cache, for [`Pager::install`] |
-//! | [`trace`] | the recorded faults as a file |
+//! | [`FaultTrace`] | every fault, in a bounded buffer, while that is wanted |
+//! | [`trace`] | touches of pages as a file |
 //!
 //! This crate knows neither KVM nor devices: memory is a list of [`MemoryRegion`]s.
 //!
@@ -47,6 +48,7 @@ mod serve;
 mod source;
 mod stats;
 pub mod trace;
+mod tracer;
 mod uffd;
 mod wire;
 mod working_set;
@@ -63,7 +65,8 @@ pub use region::{MemoryRegion, RegionError};
 pub use serve::ServeError;
 pub use source::{Page, PageSource, PageSourceError, SnapshotPageSource};
 pub use stats::PagerStats;
-pub use trace::{Access, TraceError, TraceRecord};
+pub use trace::{Access, Outcome, TraceError, TraceRecord};
+pub use tracer::{DEFAULT_TRACE_RECORDS, FaultTrace};
 pub use uffd::UffdError;
 pub use working_set::{WorkingSet, WorkingSetError};
 pub use working_set_reader::WorkingSetReader;

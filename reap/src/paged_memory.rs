@@ -52,6 +52,8 @@ pub(crate) struct Fault {
     pub(crate) access: Access,
     pub(crate) thread_id: u32,
     pub(crate) read_at: Instant,
+    /// Faults in the queue when this one joined it, itself included.
+    pub(crate) queue_depth: u32,
 }
 
 /// The registered memory and what the kernel has said about it.
@@ -100,6 +102,7 @@ impl PagedMemory {
                         hva,
                         access,
                         thread_id,
+                        queue_depth: waiting.len() as u32 + 1,
                         read_at: *read_at.get_or_insert_with(Instant::now),
                     }),
                     UffdEvent::Removed { start_hva, end_hva } => {

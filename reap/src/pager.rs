@@ -18,6 +18,7 @@ use crate::region::{MemoryRegion, RegionError, RegionMap};
 use crate::serve::{ServeError, Server};
 use crate::source::PageSource;
 use crate::stats::{Counters, PagerStats, add};
+use crate::tracer::{FaultTrace, Tracer};
 use crate::uffd::{Uffd, UffdError};
 use crate::working_set_reader::WorkingSetReader;
 
@@ -63,6 +64,8 @@ pub struct PagerConfig {
     pub source: Box<dyn PageSource>,
     /// Whether to keep the first touch of each page.
     pub record: bool,
+    /// How many faults to keep for a trace at most; `None`: there is to be none.
+    pub trace_records: Option<u64>,
     /// What the machine is doing, for the records.
     pub phase: Arc<PhaseCell>,
     /// How long to look for the next fault before sleeping: [`DEFAULT_SPIN`], or zero to sleep at
@@ -86,6 +89,8 @@ pub(crate) struct Shared {
     accounting: Mutex<()>,
     /// `None`: does not record.
     pub(crate) recorder: Option<Mutex<Recorder>>,
+    /// `None`: does not trace.
+    pub(crate) tracer: Option<Mutex<Tracer>>,
     pub(crate) phase: Arc<PhaseCell>,
     pub(crate) is_stopping: AtomicBool,
     /// Wakes the thread to look at `is_stopping`.
@@ -126,14 +131,25 @@ impl Shared {
         let Some(recorder) = &self.recorder else {
             return Recording::default();
         };
-        let resumed_ns = match self.resumed_ns.load(Ordering::Relaxed) {
-            NOT_RESUMED => 0,
-            resumed_ns => resumed_ns,
-        };
         recorder
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .recording(resumed_ns)
+            .recording(self.resumed_ns())
+    }
+
+    fn fault_trace(&self) -> Option<FaultTrace> {
+        let _accounting = self.begin_accounting();
+        let tracer = self.tracer.as_ref()?;
+        let tracer = tracer.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(tracer.trace(self.resumed_ns()))
+    }
+
+    /// Where the times of records begin, after the zero of their keepers.
+    fn resumed_ns(&self) -> i64 {
+        match self.resumed_ns.load(Ordering::Relaxed) {
+            NOT_RESUMED => 0,
+            resumed_ns => resumed_ns,
+        }
     }
 }
 
@@ -184,6 +200,9 @@ impl Pager {
             recorder: config
                 .record
                 .then(|| Mutex::new(Recorder::new(regions.page_count()))),
+            tracer: config
+                .trace_records
+                .map(|max_records| Mutex::new(Tracer::new(max_records, regions.page_count()))),
             phase: config.phase,
             is_stopping: AtomicBool::new(false),
             stop_event,
@@ -285,6 +304,18 @@ impl Pager {
         Ok(())
     }
 
+    /// How long ago the guest was [marked as resumed](Self::mark_resumed), if it was.
+    #[must_use]
+    pub fn time_since_resumed(&self) -> Option<Duration> {
+        let _accounting = self.shared.begin_accounting();
+        if !self.shared.is_resumed.load(Ordering::Relaxed) {
+            return None;
+        }
+        let resumed_ns = self.shared.resumed_ns().unsigned_abs();
+        let since_creation = self.shared.created_at.elapsed();
+        Some(since_creation.saturating_sub(Duration::from_nanos(resumed_ns)))
+    }
+
     /// What the pager has done up to now: every fault whose thread goes on is in it.
     #[must_use]
     pub fn stats(&self) -> PagerStats {
@@ -314,6 +345,13 @@ impl Pager {
     #[must_use]
     pub fn take_recording(&self) -> Recording {
         self.shared.recording()
+    }
+
+    /// Every fault up to now that found room, whatever the mode; tracing goes on. `None` if the
+    /// pager does not trace.
+    #[must_use]
+    pub fn fault_trace(&self) -> Option<FaultTrace> {
+        self.shared.fault_trace()
     }
 
     /// Stops serving and returns what was recorded. Guest memory that was never touched reads as

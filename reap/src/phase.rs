@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use serde::{Deserialize, Serialize};
 
 /// What the virtual machine is doing when a page is touched: a trace record carries it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[repr(u8)]
 pub enum Phase {
     /// From the start of the pager until the host connects to the guest.
+    #[default]
     Restore = 0,
     /// While the connection to the guest is set up.
     Connection = 1,

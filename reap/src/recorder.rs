@@ -5,8 +5,9 @@ use crate::phase::Phase;
 use crate::trace::TraceRecord;
 
 /// Room for so many records is made at once, so that recording seldom stops to make more. It
-/// takes memory only as records come: the allocator maps it without touching it.
-const FIRST_RECORDS: u64 = 32 * 1024;
+/// takes memory only as records come: the allocator maps it without touching it. Less than 2 MiB,
+/// so that the kernel makes no huge page of it.
+const FIRST_RECORDS: u64 = 16 * 1024;
 
 /// What a pager has recorded: one record a distinct page, in the order of first touch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -66,7 +67,11 @@ impl Recorder {
     pub(crate) fn first_touch(&mut self, page_index: u64, record: TraceRecord) {
         if self.seen.insert(page_index) {
             let sequence = self.records.len() as u64;
-            self.records.push(TraceRecord { sequence, ..record });
+            self.records.push(TraceRecord {
+                sequence,
+                is_first_touch: true,
+                ..record
+            });
         }
     }
 
@@ -89,17 +94,15 @@ impl Recorder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::trace::Access;
 
     fn record(gpa: u64, ns: i64, phase: Phase) -> TraceRecord {
         TraceRecord {
-            sequence: 0,
             ns_since_resume: ns,
             gpa,
-            access: Access::Read,
             thread_id: 1,
             phase,
             service_ns: 1,
+            ..TraceRecord::default()
         }
     }
 

@@ -16,7 +16,7 @@ use crate::pager::Shared;
 use crate::region::PageLocation;
 use crate::source::{Page, PageSource, PageSourceError};
 use crate::stats::add;
-use crate::trace::TraceRecord;
+use crate::trace::{Outcome, TraceRecord};
 use crate::uffd::{Installed, UffdError};
 
 /// Why faults can no longer be served.
@@ -199,44 +199,65 @@ impl Server {
             ),
         };
         let is_data = matches!(page, Page::Data(_));
-        match installed {
+        let outcome = match installed {
             Installed::Again => return Ok(Attempt::Again),
-            Installed::Bytes(_) => add(served, 1),
+            Installed::Bytes(_) => {
+                add(served, 1);
+                if is_data {
+                    Outcome::Miss
+                } else {
+                    Outcome::Zero
+                }
+            }
             Installed::AlreadyPresent => {
                 // Whoever installed it need not have woken this thread: it may have begun to
                 // wait after that.
                 self.memory.uffd.wake_page(page_at.hva)?;
                 add(&counters.already_present, 1);
+                Outcome::Hit
             }
-        }
+        };
         self.shared.pages.set_installed(page_at.index, 1);
         if is_data {
             add(&counters.bytes_read, PAGE_SIZE_BYTES);
         }
-        self.account(fault, page_at);
+        self.account(fault, page_at, outcome);
         Ok(Attempt::Done)
     }
 
     /// Counts and records a fault that was served.
-    fn account(&self, fault: &Fault, page_at: PageLocation) {
+    fn account(&self, fault: &Fault, page_at: PageLocation, outcome: Outcome) {
         let service_ns = fault.read_at.elapsed().as_nanos() as u64;
         add(&self.shared.counters.service_ns, service_ns);
-        if let Some(recorder) = &self.shared.recorder {
+        let (recorder, tracer) = (&self.shared.recorder, &self.shared.tracer);
+        if recorder.is_none() && tracer.is_none() {
+            return;
+        }
+        let record = TraceRecord {
+            sequence: 0,
+            ns_since_resume: self.shared.ns_at(fault.read_at),
+            gpa: page_at.gpa,
+            hva: page_at.hva,
+            service_ns,
+            rip: None,
+            thread_id: fault.thread_id,
+            queue_depth: fault.queue_depth,
+            access: fault.access,
+            phase: self.shared.phase.get(),
+            outcome,
+            is_first_touch: false,
+        };
+        if let Some(recorder) = recorder {
             recorder
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
-                .first_touch(
-                    page_at.index,
-                    TraceRecord {
-                        sequence: 0,
-                        ns_since_resume: self.shared.ns_at(fault.read_at),
-                        gpa: page_at.gpa,
-                        access: fault.access,
-                        thread_id: fault.thread_id,
-                        phase: self.shared.phase.get(),
-                        service_ns,
-                    },
-                );
+                .first_touch(page_at.index, record);
+        }
+        if let Some(tracer) = tracer {
+            tracer
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .touch(page_at.index, record);
         }
     }
 }

@@ -510,6 +510,7 @@ fn new_error(regions: Vec<MemoryRegion>) -> PagerError {
         regions,
         source: Box::new(TestSource::new()),
         record: false,
+        trace_records: None,
         phase: Arc::default(),
         spin: Duration::ZERO,
         on_failure: Box::new(|_| {}),

@@ -6,8 +6,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use reapvm_reap::trace::{
+    Clock, ThreadKind, TraceHeader, TraceRegion, TraceSource, TraceSummary, TraceThread,
+};
 use reapvm_reap::{
-    Access, Page, PageSource, PageSourceError, Phase, TraceRecord, WorkingSet, trace,
+    Access, MemoryRestoreMode, Page, PageSource, PageSourceError, Phase, TraceRecord, WorkingSet,
+    trace,
 };
 use reapvm_snapshot::{SnapshotId, StateFile};
 use reapvm_tests::{fuzzed, scratch, snapshots};
@@ -67,6 +71,61 @@ fn memory_index(id: &SnapshotId, is_diff: bool) -> Vec<u8> {
     head
 }
 
+/// A trace of a few faults, and one of more than a block that says that it is from page tables.
+fn write_traces(id: &SnapshotId, pages: &[u64]) {
+    let mode = MemoryRestoreMode::OnDemand;
+    let header = |source: TraceSource| TraceHeader {
+        snapshot: *id,
+        source,
+        limits: source.limits(mode),
+        mode,
+        clock: Clock::default(),
+        function: Some("helloworld".to_owned()),
+        input: Some("{}".to_owned()),
+        regions: vec![TraceRegion {
+            gpa: 0,
+            hva: 0x7f00_0000_0000,
+            size_bytes: fuzzed::MEMORY_BYTES,
+        }],
+        creator: "seeds".to_owned(),
+    };
+    let record = |sequence: u64, gpa: u64| TraceRecord {
+        sequence,
+        ns_since_resume: sequence as i64 * 1000 - 500,
+        gpa,
+        hva: 0x7f00_0000_0000 + gpa,
+        access: if gpa == 0x6000 {
+            Access::Write
+        } else {
+            Access::Read
+        },
+        thread_id: 42,
+        queue_depth: 1,
+        rip: (gpa == 0x1000).then_some(0xffff_ffff_8100_0000),
+        phase: Phase::Request,
+        service_ns: 2500,
+        is_first_touch: true,
+        ..TraceRecord::default()
+    };
+    let summary = TraceSummary {
+        dropped: 1,
+        threads: vec![TraceThread {
+            thread_id: 42,
+            kind: ThreadKind::Vcpu,
+            vcpu: Some(0),
+            name: Some("vcpu-0".to_owned()),
+        }],
+        ..TraceSummary::default()
+    };
+    let few: Vec<TraceRecord> = (0..).zip(pages).map(|(n, gpa)| record(n, *gpa)).collect();
+    let path = seed_of("trace");
+    trace::write(&path, &header(TraceSource::UffdPager), &few, summary).unwrap();
+    let many: Vec<TraceRecord> = (0..1030).map(|n| record(2 * n, n << 12)).collect();
+    let path = path.with_file_name("seed-blocks");
+    let header = header(TraceSource::PageTables);
+    trace::write(&path, &header, &many, TraceSummary::default()).unwrap();
+}
+
 fn main() {
     let id = SnapshotId::from_bytes(fuzzed::SEED_ID);
     // Of the disk, the network and the balloon, all that they offer.
@@ -97,23 +156,7 @@ fn main() {
         &mut Numbered([0x5a; 4096]),
     )
     .unwrap();
-    let records: Vec<TraceRecord> = (0..)
-        .zip(pages)
-        .map(|(sequence, gpa)| TraceRecord {
-            sequence,
-            ns_since_resume: sequence as i64 * 1000 - 500,
-            gpa,
-            access: if gpa == 0x6000 {
-                Access::Write
-            } else {
-                Access::Read
-            },
-            thread_id: 42,
-            phase: Phase::Request,
-            service_ns: 2500,
-        })
-        .collect();
-    trace::write(&seed_of("trace"), &id, &records).unwrap();
+    write_traces(&id, &pages);
     let scratch = scratch::dir();
     let dir = scratch.path().join("snap");
     snapshots::create("helloworld", &dir, &[]);

@@ -4,7 +4,8 @@
 use std::path::Path;
 
 use reapvm_devices::fuzzing;
-use reapvm_reap::{WorkingSet, trace};
+use reapvm_reap::WorkingSet;
+use reapvm_reap::trace::{self, TraceReader};
 use reapvm_snapshot::{MemoryIndex, Snapshot, SnapshotId, StateFile};
 
 /// The id that the seeds of the file formats carry.
@@ -66,7 +67,14 @@ pub fn drive(name: &str, bytes: &[u8], scratch: &Path) {
         }
         "trace" => {
             std::fs::write(&file, bytes).unwrap();
-            let _ = trace::read(&file, &id);
+            if let Ok(records) = trace::read(&file, &id) {
+                // What was read can be written, and is then read again.
+                let reader = TraceReader::open(&file, Some(&id)).unwrap();
+                let (header, summary) = (reader.header().clone(), reader.summary().clone());
+                assert_eq!(summary.records, records.len() as u64);
+                trace::write(&file, &header, &records, summary).unwrap();
+                assert_eq!(trace::read(&file, &id).unwrap(), records);
+            }
         }
         "manifest" => {
             let dir = scratch.join("snapshot");

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use reapvm_reap::{
     InstallMethod, InstallReport, MemoryRestoreMode, PageSourceError, SnapshotPageSource,
-    TraceError, WorkingSet, WorkingSetError, trace,
+    TraceError, WorkingSet, WorkingSetError,
 };
 use reapvm_snapshot::{OpenError, Snapshot};
 use serde::{Deserialize, Serialize};
@@ -18,6 +18,7 @@ use crate::invocation::{Connection, InvokeError};
 use crate::machine::{
     BuildError, Machine, MachineError, PreparedMachine, RestoreOptions, config_of,
 };
+use crate::observe::{self, TraceOptions, TraceReport};
 use crate::residency;
 
 /// What is to be started.
@@ -39,6 +40,8 @@ pub struct ColdStart<'a> {
     /// Whether resident memory is counted when the response is there: reading what the kernel says
     /// of it takes a millisecond.
     pub count_resident: bool,
+    /// A trace of every fault, if there is to be one.
+    pub trace: Option<&'a TraceOptions>,
     /// The zero of all marks on the monotonic clock: the launcher's exec, or the arrival of a
     /// request.
     pub started_ns: u64,
@@ -68,6 +71,14 @@ pub enum ColdStartError {
     /// The trace cannot be written.
     #[error(transparent)]
     Trace(#[from] TraceError),
+    /// The mode serves no faults that could be traced.
+    #[error(
+        "memory mode {mode} has no pager that sees the faults: trace with ondemand, record or prefetch"
+    )]
+    NoTrace {
+        /// The mode.
+        mode: MemoryRestoreMode,
+    },
     /// The process's memory cannot be read.
     #[error("cannot read this process's memory use")]
     Residency(#[source] std::io::Error),
@@ -162,6 +173,9 @@ pub struct ColdStartReport {
     pub faults: Faults,
     /// Pages of the working set: installed (prefetch) or recorded (record).
     pub working_set_pages: Option<u64>,
+    /// What is in the trace, if one was asked for.
+    #[serde(default)]
+    pub trace: Option<TraceReport>,
     /// Resident guest memory at the response, in KiB, if it was counted.
     pub guest_resident_kib: Option<u64>,
     /// Resident memory of the process beyond the guest's at the response, in KiB, if it was
@@ -211,10 +225,12 @@ fn kernel_faults() -> (u64, u64) {
 /// See [`ColdStartError`]. A pager that fails ends the call with its error.
 pub fn run(start: &ColdStart<'_>, process_start_ns: u64) -> Result<Invoked, ColdStartError> {
     let faults_before = kernel_faults();
+    check_trace(start)?;
     let snapshot = Arc::new(Snapshot::open(start.dir)?);
     let options = RestoreOptions {
         install_method: start.install_method,
         overrides: start.overrides.clone(),
+        trace_records: start.trace.map(|trace| trace.max_records),
         ..RestoreOptions::new(start.mode)
     };
     let machine = Machine::restore(&snapshot, options)?;
@@ -228,16 +244,28 @@ pub fn run(start: &ColdStart<'_>, process_start_ns: u64) -> Result<Invoked, Cold
 /// # Errors
 /// See [`ColdStartError`].
 pub fn run_prepared(
-    prepared: PreparedMachine,
+    mut prepared: PreparedMachine,
     start: &ColdStart<'_>,
     process_start_ns: u64,
     on_memory_ready: impl FnOnce(),
 ) -> Result<Invoked, ColdStartError> {
     let faults_before = kernel_faults();
     let snapshot = Arc::clone(prepared.snapshot());
+    check_trace(start)?;
+    if let Some(trace) = start.trace {
+        prepared.trace_faults(trace.max_records);
+    }
     let machine = prepared.restore(start.mode, start.install_method, None)?;
     on_memory_ready();
     invoke(machine, &snapshot, start, process_start_ns, faults_before)
+}
+
+/// Whether there is somebody who sees what is to be traced.
+fn check_trace(start: &ColdStart<'_>) -> Result<(), ColdStartError> {
+    if start.trace.is_some() && !start.mode.uses_pager() {
+        return Err(ColdStartError::NoTrace { mode: start.mode });
+    }
+    Ok(())
 }
 
 fn invoke(
@@ -272,10 +300,13 @@ fn invoke(
         .transpose()
         .map_err(ColdStartError::Residency)?;
     let mut working_set_pages = install.map(|report| report.pages);
-    if start.mode == MemoryRestoreMode::Record {
+    if start.trace.is_some() || start.mode == MemoryRestoreMode::Record {
+        // What is written is then whole.
         machine.pause()?;
+    }
+    if start.mode == MemoryRestoreMode::Record {
         working_set_pages = Some(if start.keep_recording {
-            write_recording(&machine, snapshot)?
+            write_recording(&machine, snapshot, start.input)?
         } else {
             machine
                 .memory()
@@ -283,6 +314,13 @@ fn invoke(
                 .map_or(0, |recording| recording.len() as u64)
         });
     }
+    let trace = match start.trace {
+        Some(options) => {
+            let input = start.input.to_string();
+            observe::write_pager_trace(&machine, &snapshot.id(), start.mode, options, &input)?
+        }
+        None => None,
+    };
     let missed = if start.mode == MemoryRestoreMode::Prefetch {
         stats.faults
     } else {
@@ -303,6 +341,7 @@ fn invoke(
             missed_pages: missed,
         },
         working_set_pages,
+        trace,
         guest_resident_kib: memory.map(|memory| memory.guest_kib),
         vmm_overhead_kib: memory.map(|memory| memory.vmm_kib),
     };
@@ -310,11 +349,15 @@ fn invoke(
 }
 
 /// Writes the working set and the trace of a recording machine into its snapshot, each replaced
-/// at once. Returns the number of pages.
+/// at once. `input` is what the trace says that it was recorded with. Returns the number of pages.
 ///
 /// # Errors
 /// The snapshot's memory cannot be read, or the files cannot be written.
-pub fn write_recording(machine: &Machine, snapshot: &Arc<Snapshot>) -> Result<u64, ColdStartError> {
+pub fn write_recording(
+    machine: &Machine,
+    snapshot: &Arc<Snapshot>,
+    input: &Value,
+) -> Result<u64, ColdStartError> {
     let Some(recording) = machine.memory().recording() else {
         return Ok(0);
     };
@@ -322,7 +365,9 @@ pub fn write_recording(machine: &Machine, snapshot: &Arc<Snapshot>) -> Result<u6
     let mut source = SnapshotPageSource::new(Arc::clone(snapshot))?;
     let id = snapshot.id();
     let working_set = WorkingSet::write(&snapshot.working_set_path(), &id, &pages, &mut source)?;
-    trace::write(&snapshot.trace_path(), &id, &recording.records)?;
+    let input = input.to_string();
+    let trace_path = snapshot.trace_path();
+    observe::write_first_touches(machine, &id, &trace_path, &recording, Some(&input))?;
     Ok(working_set.page_count())
 }
 

@@ -19,6 +19,7 @@ pub mod interrupts;
 pub mod invocation;
 pub mod machine;
 pub mod memory;
+pub mod observe;
 pub mod page_cache;
 pub mod residency;
 pub mod vcpu;

@@ -12,9 +12,9 @@ use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 use reapvm_devices::GuestMemory;
 use reapvm_reap::{
-    DEFAULT_SPIN, InstallError, InstallMethod, InstallReport, MemoryRegion, MemoryRestoreMode,
-    PageSourceError, Pager, PagerConfig, PagerError, PagerStats, PhaseCell, Recording,
-    SnapshotPageSource, WorkingSet, WorkingSetError, WorkingSetReader,
+    DEFAULT_SPIN, FaultTrace, InstallError, InstallMethod, InstallReport, MemoryRegion,
+    MemoryRestoreMode, PageSourceError, Pager, PagerConfig, PagerError, PagerStats, PhaseCell,
+    Recording, SnapshotPageSource, WorkingSet, WorkingSetError, WorkingSetReader,
 };
 use reapvm_snapshot::{
     CreateError, MemoryReadError, MemoryReader, PAGE_SIZE, ReadError, RegionInfo, Snapshot,
@@ -26,6 +26,7 @@ use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestRegionMmap};
 
 use crate::arch::layout::{RamRange, ram_ranges};
+use crate::clock;
 use dirty_pages::DirtyPages;
 
 /// Guest memory is read and written in pieces of this size.
@@ -147,6 +148,8 @@ pub struct MemoryManager {
     /// In prefetch mode, until the pager starts.
     installation: Option<Installation>,
     install: Option<InstallReport>,
+    /// Faults that a pager is to keep for a trace at most, if there is to be one.
+    trace_records: Option<u64>,
 }
 
 impl MemoryManager {
@@ -190,6 +193,12 @@ impl MemoryManager {
         Self::map(&regions, file, dirty)
     }
 
+    /// Has the pager, if there will be one, keep so many faults for a trace at most. Before
+    /// [`MemoryManager::restore`].
+    pub(crate) fn trace_faults(&mut self, max_records: u64) {
+        self.trace_records = Some(max_records);
+    }
+
     /// Brings back the memory of `snapshot` into what [`MemoryManager::reserve`] has mapped for it,
     /// in the way that `mode` says. With a mode that serves faults they are served from here on,
     /// in prefetch mode when the working set is installed, which threads of its own do by
@@ -231,6 +240,7 @@ impl MemoryManager {
                     regions: self.regions.clone(),
                     source: Box::new(SnapshotPageSource::from(source)),
                     record: mode.records(),
+                    trace_records: self.trace_records,
                     phase: Arc::clone(&self.phase),
                     spin: DEFAULT_SPIN,
                     on_failure,
@@ -332,6 +342,7 @@ impl MemoryManager {
             dirty,
             installation: None,
             install: None,
+            trace_records: None,
         })
     }
 
@@ -426,6 +437,23 @@ impl MemoryManager {
     /// What has been recorded so far; none if the machine is not recording.
     pub fn recording(&self) -> Option<Recording> {
         self.pager.as_ref().map(Pager::take_recording)
+    }
+
+    /// Every fault so far that was kept for a trace; none if none are.
+    pub fn fault_trace(&self) -> Option<FaultTrace> {
+        self.pager.as_ref().and_then(Pager::fault_trace)
+    }
+
+    /// The zero of the trace's clock on the monotonic one, in nanoseconds; none before the guest
+    /// has been resumed, or without a pager.
+    pub fn resumed_monotonic_ns(&self) -> Option<u64> {
+        let since = self.pager.as_ref()?.time_since_resumed()?;
+        Some(clock::monotonic_ns().saturating_sub(since.as_nanos() as u64))
+    }
+
+    /// Where guest memory is.
+    pub fn regions(&self) -> &[MemoryRegion] {
+        &self.regions
     }
 
     /// Ends the pager. The vCPUs must have stopped for good: pages that were never touched read

@@ -197,6 +197,9 @@ impl PageSource for TestSource {
     }
 }
 
+/// More faults than a test has.
+pub const TRACE_RECORDS: u64 = 1 << 16;
+
 /// A pager for `regions`, and where its failure arrives.
 pub fn pager(
     regions: Vec<MemoryRegion>,
@@ -218,6 +221,7 @@ pub fn pager_with(
         regions,
         source: Box::new(source),
         record,
+        trace_records: Some(TRACE_RECORDS),
         phase,
         spin,
         on_failure: Box::new(move |error| sender.send(error).unwrap()),

@@ -117,6 +117,8 @@ pub struct RestoreOptions {
     pub overrides: Overrides,
     /// Track dirty pages, so that diffs can be saved, also if the machine that was saved did not.
     pub track_dirty_pages: bool,
+    /// How many faults to keep for a trace at most, where a pager serves them; `None`: no trace.
+    pub trace_records: Option<u64>,
     /// Called on the pager's thread when it cannot go on. The machine has been told by then
     /// ([`GuestExit::PagerFailed`]); a launcher may end the process here.
     pub on_pager_failure: Option<PagerFailureHook>,
@@ -131,6 +133,7 @@ impl RestoreOptions {
             console: Console::none(),
             overrides: Overrides::default(),
             track_dirty_pages: false,
+            trace_records: None,
             on_pager_failure: None,
         }
     }

@@ -177,9 +177,13 @@ pub(super) fn restore(
         console,
         overrides,
         track_dirty_pages,
+        trace_records,
         on_pager_failure,
     } = options;
     let mut plan = Plan::new(snapshot, &overrides, track_dirty_pages, mode)?;
+    if let Some(max_records) = trace_records {
+        plan.memory.trace_faults(max_records);
+    }
     let vm_fd_place = reserve_fd(&plan.exits)?;
     // The working set is being installed from here on, while KVM is set up.
     restore_memory(
@@ -227,6 +231,11 @@ impl PreparedMachine {
     /// The snapshot that it is of.
     pub fn snapshot(&self) -> &Arc<Snapshot> {
         &self.snapshot
+    }
+
+    /// Keeps so many faults for a trace at most, in the modes that serve faults.
+    pub fn trace_faults(&mut self, max_records: u64) {
+        self.memory.trace_faults(max_records);
     }
 
     /// Whether memory can come back by `mode`: `file` needs a machine that was prepared for it, the

@@ -198,6 +198,7 @@ fn measure_function(
         timeout: TIMEOUT,
         keep_recording: false,
         count_resident: true,
+        trace: None,
         started_ns: 0,
     };
     if arguments.modes.contains(&MemoryRestoreMode::Prefetch) {
@@ -206,6 +207,7 @@ fn measure_function(
         // write-back and discards a part of whatever is measured next.
         let kept = ColdStart {
             keep_recording: true,
+            trace: None,
             ..recording
         };
         cold_start(image, &kept, &warm.recorded_response)?;

@@ -26,6 +26,13 @@ pub(crate) fn invoke(
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
+    if let Some(trace) = start.trace {
+        command.arg("--trace").arg(&trace.path);
+        command.args(["--trace-records", &trace.max_records.to_string()]);
+        if let Some(label) = &trace.function {
+            command.args(["--trace-function", label]);
+        }
+    }
     if !start.keep_recording {
         command.arg("--discard-recording");
     }

@@ -1,6 +1,7 @@
 //! The command line.
 
 mod machine;
+mod trace;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use reapvm_reap::{InstallMethod, MemoryRestoreMode};
 
 pub(crate) use machine::{MachineOptions, OverrideOptions};
+pub(crate) use trace::{TraceCommand, TraceFlags, TraceInfo, TraceRecordArguments};
 
 /// A minimal KVM hypervisor that starts snapshots with their working set prefetched (REAP).
 #[derive(Parser)]
@@ -40,6 +42,9 @@ pub(crate) enum Command {
     Invoke(Invoke),
     /// Restore a snapshot and let it run; its console is standard input and output
     Restore(Restore),
+    /// Record traces of page faults, and look into them
+    #[command(subcommand)]
+    Trace(TraceCommand),
     /// Measure warm and cold starts of the built-in functions
     Bench(Bench),
     /// The built-in guest's image
@@ -197,6 +202,8 @@ pub(crate) struct Invoke {
     pub(crate) install: InstallMethod,
     #[command(flatten)]
     pub(crate) overrides: OverrideOptions,
+    #[command(flatten)]
+    pub(crate) trace: TraceFlags,
     /// Take the snapshot's files out of the page cache first, and fail if they stay
     #[arg(long)]
     pub(crate) cold: bool,

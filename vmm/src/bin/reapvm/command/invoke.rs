@@ -4,6 +4,7 @@ use std::error::Error;
 use std::process::ExitCode;
 
 use reapvm::cold_start::{self, ColdStart, ColdStartReport};
+use reapvm::observe::TraceReport;
 use reapvm::page_cache;
 
 use super::CommandResult;
@@ -12,6 +13,7 @@ use crate::cli::Invoke;
 
 pub(super) fn run(arguments: &Invoke, process_start_ns: u64) -> CommandResult {
     let overrides = arguments.overrides.overrides()?;
+    let trace = arguments.trace.options();
     let start = ColdStart {
         overrides: &overrides,
         dir: &arguments.dir,
@@ -21,8 +23,14 @@ pub(super) fn run(arguments: &Invoke, process_start_ns: u64) -> CommandResult {
         timeout: arguments.timeout,
         keep_recording: !arguments.discard_recording,
         count_resident: true,
+        trace: trace.as_ref(),
         started_ns: arguments.started_at_ns.unwrap_or(process_start_ns),
     };
+    if start.trace.is_some() && arguments.repeat > 1 {
+        return Err(
+            "each repetition would replace the trace of the one before: leave out --repeat".into(),
+        );
+    }
     // A cold or repeated start is measured from the exec of a process of its own.
     if arguments.started_at_ns.is_none() && (arguments.cold || arguments.repeat > 1) {
         for _ in 0..arguments.repeat {
@@ -40,6 +48,17 @@ pub(super) fn run(arguments: &Invoke, process_start_ns: u64) -> CommandResult {
     // Before the machine is taken apart.
     print(&invoked.report, arguments.json)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What is in a trace, as people read it.
+pub(super) fn trace_line(trace: &TraceReport) -> String {
+    match trace.dropped {
+        0 => format!("{} faults", trace.records),
+        dropped => format!(
+            "the first {} faults; {dropped} more did not fit (--trace-records)",
+            trace.records
+        ),
+    }
 }
 
 pub(crate) fn print(report: &ColdStartReport, json: bool) -> Result<(), Box<dyn Error>> {
@@ -84,6 +103,9 @@ pub(crate) fn print(report: &ColdStartReport, json: bool) -> Result<(), Box<dyn 
         (report.mode, report.working_set_pages)
     {
         println!("  recorded a working set of {pages} pages");
+    }
+    if let Some(trace) = &report.trace {
+        println!("  trace: {}", trace_line(trace));
     }
     if let (Some(guest), Some(vmm)) = (report.guest_resident_kib, report.vmm_overhead_kib) {
         println!("  resident: guest {guest} KiB, VMM {vmm} KiB");

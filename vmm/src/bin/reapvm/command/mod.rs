@@ -5,6 +5,7 @@ mod invoke;
 mod restore;
 mod run;
 mod snapshot;
+mod trace;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -21,6 +22,7 @@ pub(crate) fn run(command: Command, process_start_ns: u64) -> CommandResult {
         Command::Snapshot(command) => snapshot::run(command),
         Command::Invoke(arguments) => invoke::run(&arguments, process_start_ns),
         Command::Restore(arguments) => restore::run(&arguments),
+        Command::Trace(command) => trace::run(command),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Image(command) => image::run(command),
     }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use reapvm::function_vm::{self, ReadyWhen};
-use reapvm_reap::{WorkingSet, WorkingSetError, trace};
+use reapvm_reap::trace::TraceReader;
+use reapvm_reap::{WorkingSet, WorkingSetError};
 use reapvm_snapshot::{PAGE_SIZE, Snapshot};
 use serde::Serialize;
 
@@ -84,7 +85,7 @@ struct WorkingSetInfo {
 
 #[derive(Serialize)]
 struct TraceInfo {
-    records: usize,
+    records: u64,
 }
 
 #[derive(Serialize)]
@@ -114,10 +115,17 @@ fn trace_of(snapshot: &Snapshot) -> Recorded<TraceInfo> {
     if !snapshot.trace_path().exists() {
         return Recorded::Absent;
     }
-    match trace::read(&snapshot.trace_path(), &snapshot.id()) {
-        Ok(records) => Recorded::Valid(TraceInfo {
-            records: records.len(),
-        }),
+    // Whole and checked, without holding it.
+    let read =
+        TraceReader::open(&snapshot.trace_path(), Some(&snapshot.id())).and_then(|mut reader| {
+            let mut records = 0;
+            while reader.next_record()?.is_some() {
+                records += 1;
+            }
+            Ok(records)
+        });
+    match read {
+        Ok(records) => Recorded::Valid(TraceInfo { records }),
         Err(error) => Recorded::Unusable {
             reason: output::chain(&error),
         },

@@ -1,0 +1,145 @@
+//! Traces of real guests: in every mode with a pager, and what is refused.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::path::Path;
+
+use reapvm_reap::Phase;
+use reapvm_reap::trace::{self, ThreadKind, TraceReader};
+use reapvm_tests::launcher::{self, Ended};
+use reapvm_tests::scratch;
+use reapvm_tests::snapshots;
+use reapvm_tests::watchdog::guarded;
+use serde_json::Value;
+
+const INPUT: &str = "{\"seed\":3}";
+
+/// A copy of a snapshot with a working set.
+fn recorded(dir: &Path) {
+    snapshots::copy(&snapshots::shared("helloworld"), dir);
+    let name = dir.to_str().unwrap();
+    launcher::run(["invoke", name, "--memory", "record", "--input", INPUT]).success();
+}
+
+fn record(dir: &Path, out: &Path, arguments: &[&str]) -> Ended {
+    let mut command = launcher::command(["trace", "record", "--input", INPUT]);
+    command.arg(dir).arg("--out").arg(out).args(arguments);
+    launcher::finish(launcher::start(&mut command))
+}
+
+fn info(file: &Path) -> Value {
+    launcher::run(["trace", "info", "--json", file.to_str().unwrap()]).json()
+}
+
+#[test]
+fn every_mode_with_a_pager_is_traced_whole() {
+    guarded(|| {
+        let scratch = scratch::dir();
+        let dir = scratch.path().join("snap");
+        recorded(&dir);
+        let id = snapshots::open(&dir).id();
+        let before = std::fs::read(dir.join("working-set")).unwrap();
+        let mut first_touches = Vec::new();
+        for mode in ["ondemand", "record", "prefetch"] {
+            let out = scratch.path().join(format!("{mode}.trace"));
+            let report = record(&dir, &out, &["--mode", mode, "--json"]).json();
+            let records = trace::read(&out, &id).unwrap();
+            // The guest may go on after the report of the faults until the response.
+            let served = report["faults"]["uffd"].as_u64().unwrap();
+            assert!(records.len() as u64 >= served, "{mode}: {report}");
+            assert_eq!(report["trace"]["records"], records.len());
+            assert_eq!(report["trace"]["dropped"], 0);
+
+            let reader = TraceReader::open(&out, Some(&id)).unwrap();
+            let header = reader.header();
+            assert_eq!(header.mode.as_str(), mode);
+            assert_eq!(header.function.as_deref(), Some("helloworld"));
+            assert_eq!(header.input.as_deref(), Some(INPUT));
+            let region = header.regions[0];
+            for record in &records {
+                assert_eq!(record.gpa - region.gpa, record.hva - region.hva);
+            }
+            let threads = &reader.summary().threads;
+            if mode != "prefetch" {
+                assert!(threads.iter().any(|t| t.kind == ThreadKind::Device));
+                assert!(records.iter().any(|r| r.phase == Phase::Request));
+            }
+            first_touches.push(records.iter().filter(|r| r.is_first_touch).count());
+            let told = info(&out);
+            assert_eq!(told["version"], 2);
+            assert_eq!(told["summary"]["records"], records.len());
+            assert_eq!(told["header"]["snapshot"], id.to_string());
+        }
+        assert!(first_touches[0] > 50, "{first_touches:?}");
+        assert!(first_touches[2] < first_touches[0] / 2, "{first_touches:?}");
+        // Tracing leaves the working set as it is.
+        assert_eq!(std::fs::read(dir.join("working-set")).unwrap(), before);
+    });
+}
+
+#[test]
+fn a_full_trace_says_how_much_is_missing_and_a_label_is_kept() {
+    guarded(|| {
+        let scratch = scratch::dir();
+        let dir = snapshots::shared("helloworld");
+        let out = scratch.path().join("short.trace");
+        let arguments = ["--records", "10", "--function", "my label"];
+        let text = record(&dir, &out, &arguments).success();
+        assert!(text.contains("first 10 faults"), "{text}");
+        let told = info(&out);
+        assert_eq!(told["summary"]["records"], 10);
+        assert!(told["summary"]["dropped"].as_u64().unwrap() > 20, "{told}");
+        assert_eq!(told["header"]["function"], "my label");
+        let text = launcher::run(["trace", "info", out.to_str().unwrap()]).success();
+        for needle in ["uffd-pager", "did not fit", "cannot see", "vcpu-0"] {
+            assert!(text.contains(needle), "no {needle} in {text}");
+        }
+    });
+}
+
+#[test]
+fn invoke_writes_a_trace_too() {
+    guarded(|| {
+        let scratch = scratch::dir();
+        let dir = snapshots::shared("helloworld");
+        let out = scratch.path().join("t");
+        let mut command = launcher::command(["invoke", "--input", INPUT, "--trace"]);
+        command.arg(&out).arg(&dir);
+        let text = launcher::finish(launcher::start(&mut command)).success();
+        assert!(text.contains("trace: "), "{text}");
+        let id = snapshots::open(&dir).id();
+        assert!(trace::read(&out, &id).unwrap().len() > 50);
+        let mut repeated = launcher::command(["invoke", "--repeat", "2", "--trace"]);
+        repeated.arg(&out).arg(&dir);
+        launcher::finish(launcher::start(&mut repeated)).failure(&["--repeat"]);
+    });
+}
+
+#[test]
+fn what_cannot_be_traced_or_read_is_an_error() {
+    guarded(|| {
+        let scratch = scratch::dir();
+        let dir = snapshots::shared("helloworld");
+        let out = scratch.path().join("t");
+        record(&dir, &scratch.path().join("no/such/dir/t"), &[]).failure(&["no/such/dir"]);
+        record(&dir, &out, &["--mode", "prefetch"]).failure(&["working set"]);
+        assert!(!out.exists());
+
+        let refused = |needles: &[&str]| {
+            launcher::run(["trace", "info", out.to_str().unwrap()]).failure(needles);
+        };
+        refused(&["there is no trace"]);
+        record(&dir, &out, &[]).success();
+        let whole = std::fs::read(&out).unwrap();
+        std::fs::write(&out, &whole[..whole.len() - 1]).unwrap();
+        refused(&["truncated"]);
+        snapshots::flip_bit(&out, whole.len() as u64 / 2);
+        refused(&["truncated"]);
+        std::fs::write(&out, &whole).unwrap();
+        snapshots::flip_bit(&out, whole.len() as u64 / 2);
+        refused(&["damaged"]);
+        std::fs::write(&out, "rubbish").unwrap();
+        refused(&["truncated"]);
+        std::fs::write(&out, "rubbish, and more of it").unwrap();
+        refused(&["damaged"]);
+    });
+}

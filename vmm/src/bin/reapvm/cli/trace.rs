@@ -1,0 +1,93 @@
+//! `reapvm trace …`, and the options of other commands that make a trace.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use reapvm::observe::TraceOptions;
+use reapvm_reap::{DEFAULT_TRACE_RECORDS, InstallMethod, MemoryRestoreMode};
+
+use super::{OverrideOptions, install_method, json, mode, seconds};
+
+/// What `invoke` takes to make a trace.
+#[derive(Args)]
+pub(crate) struct TraceFlags {
+    /// Also write every page fault, in order, to this file: see `reapvm trace`
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+    /// Faults that a trace keeps at most; those that come later are counted
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_TRACE_RECORDS, value_parser = trace_records())]
+    trace_records: u64,
+    /// What the trace says of its function: given by a launcher
+    #[arg(long, value_name = "LABEL", hide = true)]
+    trace_function: Option<String>,
+}
+
+impl TraceFlags {
+    pub(crate) fn options(&self) -> Option<TraceOptions> {
+        Some(TraceOptions {
+            path: self.trace.clone()?,
+            max_records: self.trace_records,
+            function: self.trace_function.clone(),
+        })
+    }
+}
+
+/// As many records as a trace may have that is read at once.
+fn trace_records() -> clap::builder::RangedU64ValueParser {
+    clap::value_parser!(u64).range(1..=reapvm_reap::trace::MAX_RECORDS)
+}
+
+#[derive(Subcommand)]
+pub(crate) enum TraceCommand {
+    /// Start a snapshot cold, call its function, and write every page fault to a file
+    Record(Box<TraceRecordArguments>),
+    /// Say what a trace holds
+    Info(TraceInfo),
+}
+
+#[derive(Args)]
+pub(crate) struct TraceRecordArguments {
+    /// The snapshot directory
+    pub(crate) dir: PathBuf,
+    /// The file to write; an older one there is replaced at once
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// What the trace says of its function [default: the snapshot's function]
+    #[arg(long, value_name = "LABEL")]
+    pub(crate) function: Option<String>,
+    /// The function's input
+    #[arg(long, value_name = "JSON", default_value = "{}", value_parser = json)]
+    pub(crate) input: serde_json::Value,
+    /// How guest memory comes back: ondemand, record or prefetch
+    ///
+    /// record leaves the snapshot's working set as it is.
+    #[arg(long, value_name = "MODE", default_value = "ondemand", value_parser = mode)]
+    pub(crate) mode: MemoryRestoreMode,
+    /// How prefetch installs the working set: streamed or one-read
+    #[arg(long, value_name = "METHOD", default_value = "streamed", value_parser = install_method)]
+    pub(crate) install: InstallMethod,
+    #[command(flatten)]
+    pub(crate) overrides: OverrideOptions,
+    /// Records to keep at most; faults that come later are counted
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_TRACE_RECORDS, value_parser = trace_records())]
+    pub(crate) records: u64,
+    /// Leave the snapshot's files in the page cache
+    #[arg(long)]
+    pub(crate) warm_page_cache: bool,
+    /// How long the response may take
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    pub(crate) timeout: Duration,
+    /// Print JSON: the response, the marks and the faults
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct TraceInfo {
+    /// The trace
+    pub(crate) file: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}

@@ -1,0 +1,180 @@
+//! The trace of a machine whose memory a pager serves.
+
+use std::path::{Path, PathBuf};
+
+use reapvm_reap::trace::{
+    self, Clock, TraceHeader, TraceRegion, TraceSource, TraceSummary, name_threads,
+};
+use reapvm_reap::{DEFAULT_TRACE_RECORDS, MemoryRestoreMode, Recording, TraceError, TraceRecord};
+use reapvm_snapshot::SnapshotId;
+use serde::{Deserialize, Serialize};
+
+use crate::clock;
+use crate::machine::Machine;
+
+/// That a trace is wanted, and which.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TraceOptions {
+    /// The file to write.
+    pub path: PathBuf,
+    /// Records that are kept at most; what comes after them is counted.
+    pub max_records: u64,
+    /// What the trace says of its function; the snapshot's own if there is none.
+    pub function: Option<String>,
+}
+
+impl TraceOptions {
+    /// A trace in the file `path`.
+    #[must_use]
+    pub fn new(path: PathBuf) -> Self {
+        Self {
+            path,
+            max_records: DEFAULT_TRACE_RECORDS,
+            function: None,
+        }
+    }
+}
+
+/// What became of a trace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TraceReport {
+    /// Records in the file.
+    pub records: u64,
+    /// Faults that found the buffer full.
+    pub dropped: u64,
+}
+
+/// What a trace says of the invocation that it was made of.
+pub(crate) struct Labels<'a> {
+    pub(crate) function: Option<&'a str>,
+    pub(crate) input: Option<&'a str>,
+}
+
+/// Longest label in a trace, in bytes: an input may be long, and a label is to tell it from others.
+const MAX_LABEL_BYTES: usize = 1024;
+
+/// Writes every fault that the pager of `machine` has served to `options.path`. The threads that
+/// touched memory must still be there. `None` if the machine has no pager, or was not restored with
+/// [`trace_records`](crate::machine::RestoreOptions::trace_records).
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write_pager_trace(
+    machine: &Machine,
+    snapshot: &SnapshotId,
+    mode: MemoryRestoreMode,
+    options: &TraceOptions,
+    input: &str,
+) -> Result<Option<TraceReport>, TraceError> {
+    let Some(faults) = machine.memory().fault_trace() else {
+        return Ok(None);
+    };
+    let labels = Labels {
+        function: options.function.as_deref(),
+        input: Some(input),
+    };
+    let header = header(machine, snapshot, TraceSource::UffdPager, mode, &labels);
+    write(&options.path, &header, &faults.records, faults.dropped)?;
+    Ok(Some(TraceReport {
+        records: faults.records.len() as u64,
+        dropped: faults.dropped,
+    }))
+}
+
+/// Writes the first touches of a recording to `path`.
+pub(crate) fn write_first_touches(
+    machine: &Machine,
+    snapshot: &SnapshotId,
+    path: &Path,
+    recording: &Recording,
+    input: Option<&str>,
+) -> Result<(), TraceError> {
+    let labels = Labels {
+        function: None,
+        input,
+    };
+    let mode = MemoryRestoreMode::Record;
+    let header = header(machine, snapshot, TraceSource::UffdPager, mode, &labels);
+    write(path, &header, &recording.records, 0)
+}
+
+fn write(
+    path: &Path,
+    header: &TraceHeader,
+    records: &[TraceRecord],
+    dropped: u64,
+) -> Result<(), TraceError> {
+    let summary = TraceSummary {
+        dropped,
+        threads: name_threads(records.iter().map(|record| record.thread_id)),
+        ..TraceSummary::default()
+    };
+    trace::write(path, header, records, summary)
+}
+
+/// The header of a trace of `machine`.
+pub(crate) fn header(
+    machine: &Machine,
+    snapshot: &SnapshotId,
+    source: TraceSource,
+    mode: MemoryRestoreMode,
+    labels: &Labels<'_>,
+) -> TraceHeader {
+    let memory = machine.memory();
+    let now_ns = clock::monotonic_ns();
+    let zero_monotonic_ns = memory
+        .resumed_monotonic_ns()
+        .or(machine.first_run_ns())
+        .unwrap_or(now_ns);
+    let since_zero_ns = now_ns.saturating_sub(zero_monotonic_ns);
+    TraceHeader {
+        snapshot: *snapshot,
+        source,
+        limits: source.limits(mode),
+        mode,
+        clock: Clock {
+            zero_monotonic_ns,
+            zero_unix_ms: clock::realtime_ns().saturating_sub(since_zero_ns) / 1_000_000,
+        },
+        function: labels
+            .function
+            .or(machine.config().function.as_deref())
+            .map(shortened),
+        input: labels.input.map(shortened),
+        regions: memory
+            .regions()
+            .iter()
+            .map(|region| TraceRegion {
+                gpa: region.gpa,
+                hva: region.hva,
+                size_bytes: region.size_bytes,
+            })
+            .collect(),
+        creator: concat!("reapvm ", env!("CARGO_PKG_VERSION")).to_owned(),
+    }
+}
+
+fn shortened(label: &str) -> String {
+    if label.len() <= MAX_LABEL_BYTES {
+        return label.to_owned();
+    }
+    let room = MAX_LABEL_BYTES - '…'.len_utf8();
+    let end = (0..=room).rev().find(|end| label.is_char_boundary(*end));
+    format!("{}…", &label[..end.unwrap_or_default()])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_label_is_cut_between_characters() {
+        assert_eq!(shortened("short"), "short");
+        for shift in 0..4 {
+            let long = "x".repeat(shift) + &"ü€😀".repeat(500);
+            let cut = shortened(&long);
+            assert!(cut.len() <= MAX_LABEL_BYTES && cut.ends_with('…'));
+            assert!(long.starts_with(cut.trim_end_matches('…')));
+        }
+    }
+}
