@@ -6,6 +6,7 @@
 
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
+use rustix::io::Errno;
 use rustix::time::{
     ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, clock_gettime,
     timerfd_create, timerfd_settime,
@@ -48,6 +49,27 @@ pub struct RateLimiterConfig {
     pub ops: Option<TokenBucketConfig>,
 }
 
+impl TokenBucketConfig {
+    fn is_unlimited(&self) -> bool {
+        self.size == 0 || self.refill_time_ms == 0
+    }
+}
+
+impl RateLimiterConfig {
+    /// These limits with the buckets of `changes` in the place of those that it has: a bucket that
+    /// it does not name stays, one whose size or refill time is 0 goes.
+    #[must_use]
+    pub fn changed_by(&self, changes: &Self) -> Self {
+        let change = |now: Option<TokenBucketConfig>, change: Option<TokenBucketConfig>| {
+            change.or(now).filter(|bucket| !bucket.is_unlimited())
+        };
+        Self {
+            bandwidth: change(self.bandwidth, changes.bandwidth),
+            ops: change(self.ops, changes.ops),
+        }
+    }
+}
+
 /// Why there is no such rate limiter.
 #[derive(Debug, Error)]
 pub enum RateLimiterError {
@@ -63,7 +85,7 @@ pub enum RateLimiterError {
         tokens: u64,
     },
     /// No timer.
-    #[error("cannot create a timerfd for a rate limiter")]
+    #[error("cannot make or set a timerfd for a rate limiter")]
     Timer(#[source] std::io::Error),
     /// No limiter can be in that state.
     #[error("the saved rate limiter is not valid: its {bucket} bucket holds {budget} tokens")]
@@ -110,7 +132,7 @@ impl TokenBucket {
         let burst = config.one_time_burst.unwrap_or(0);
         let budget = countable("size", config.size)?;
         countable("one_time_burst", burst)?;
-        if config.size == 0 || config.refill_time_ms == 0 {
+        if config.is_unlimited() {
             return Ok(None);
         }
         Ok(Some(Self {
@@ -239,8 +261,8 @@ impl Buckets {
 #[derive(Debug)]
 pub struct RateLimiter {
     buckets: Buckets,
-    /// None if there is no limit.
-    timer: Option<OwnedFd>,
+    /// Also without a limit: one may be set while the device works.
+    timer: OwnedFd,
     blocked: bool,
 }
 
@@ -251,14 +273,9 @@ impl RateLimiter {
     /// When a bucket is above `i64::MAX` tokens, or the host has no timerfd left.
     pub fn new(config: &RateLimiterConfig) -> Result<Self, RateLimiterError> {
         let buckets = Buckets::new(config, now_ns())?;
-        let timer = if buckets.is_unlimited() {
-            None
-        } else {
-            let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
-            let timer = timerfd_create(TimerfdClockId::Monotonic, flags)
-                .map_err(|err| RateLimiterError::Timer(err.into()))?;
-            Some(timer)
-        };
+        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
+        let timer = timerfd_create(TimerfdClockId::Monotonic, flags)
+            .map_err(|err| RateLimiterError::Timer(err.into()))?;
         Ok(Self {
             buckets,
             timer,
@@ -272,29 +289,17 @@ impl RateLimiter {
     /// `false` until [`on_timer`](Self::on_timer). A request that is larger than a bucket goes on
     /// when the bucket is full, and those after it wait until it is paid for.
     pub fn try_consume(&mut self, bytes: u64, ops: u64) -> bool {
-        let Some(timer) = &self.timer else {
-            return true;
-        };
         if self.blocked {
             return false;
+        }
+        if self.buckets.is_unlimited() {
+            return true;
         }
         let Err(wait_ns) = self.buckets.try_consume(bytes, ops, now_ns()) else {
             return true;
         };
-        let wait_ns = wait_ns.max(MIN_WAIT_NS);
-        let zero = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        let once = Itimerspec {
-            it_interval: zero,
-            it_value: Timespec {
-                tv_sec: (wait_ns / NS_PER_S) as i64,
-                tv_nsec: (wait_ns % NS_PER_S) as i64,
-            },
-        };
-        match timerfd_settime(timer, TimerfdTimerFlags::empty(), &once) {
-            Ok(_) => {
+        match self.arm(wait_ns.max(MIN_WAIT_NS)) {
+            Ok(()) => {
                 self.blocked = true;
                 false
             }
@@ -306,21 +311,55 @@ impl RateLimiter {
         }
     }
 
-    /// The timer: readable when a blocked device may ask again. The same for the limiter's life;
-    /// none if there is no limit.
-    pub fn event_fd(&self) -> Option<RawFd> {
-        self.timer.as_ref().map(AsRawFd::as_raw_fd)
+    /// Has the timer expire once after `wait_ns`; 0: not any more.
+    fn arm(&self, wait_ns: u64) -> Result<(), Errno> {
+        let once = Itimerspec {
+            it_interval: Timespec {
+                tv_sec: 0,
+                tv_nsec: 0,
+            },
+            it_value: Timespec {
+                tv_sec: (wait_ns / NS_PER_S) as i64,
+                tv_nsec: (wait_ns % NS_PER_S) as i64,
+            },
+        };
+        timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once).map(drop)
+    }
+
+    /// Replaces the buckets that `changes` names by full ones; one whose size or refill time is 0
+    /// is no limit any more. The others keep their tokens. Afterwards the limiter is not blocked:
+    /// the device has to ask.
+    ///
+    /// # Errors
+    /// When a bucket is above `i64::MAX` tokens, or the timer fails; nothing is changed then.
+    pub fn change(&mut self, changes: &RateLimiterConfig) -> Result<(), RateLimiterError> {
+        let new = Buckets::new(changes, now_ns())?;
+        self.arm(0)
+            .map_err(|err| RateLimiterError::Timer(err.into()))?;
+        if changes.bandwidth.is_some() {
+            self.buckets.bandwidth = new.bandwidth;
+        }
+        if changes.ops.is_some() {
+            self.buckets.ops = new.ops;
+        }
+        self.blocked = false;
+        Ok(())
+    }
+
+    /// The timer: readable when a blocked device may ask again. The same for the limiter's life.
+    pub fn event_fd(&self) -> RawFd {
+        self.timer.as_raw_fd()
     }
 
     /// Takes the timer's event. Afterwards the limiter is not blocked, unless the timer has not
-    /// expired yet.
-    pub fn on_timer(&mut self) {
+    /// expired yet: `true` if it has, and there may be something to go on with.
+    pub fn on_timer(&mut self) -> bool {
         let mut expirations = [0; 8];
-        if let Some(timer) = &self.timer
-            && rustix::io::read(timer, &mut expirations).is_ok()
-        {
+        let expired = rustix::io::read(&self.timer, &mut expirations).is_ok();
+        if expired {
             self.blocked = false;
         }
+        expired
     }
 
     /// Whether the device has to wait for the timer.
@@ -397,14 +436,13 @@ mod tests {
     }
 
     #[test]
-    fn without_buckets_there_is_no_limit_and_no_timer() {
+    fn without_buckets_there_is_no_limit() {
         for config in [
             RateLimiterConfig::default(),
             bytes(0, 5, 100),
             bytes(100, 5, 0),
         ] {
             let mut limiter = RateLimiter::new(&config).unwrap();
-            assert_eq!(limiter.event_fd(), None);
             assert!(limiter.try_consume(u64::MAX, u64::MAX));
             assert_eq!(limiter.save(), RateLimiterState::default());
         }
@@ -468,12 +506,54 @@ mod tests {
         while limiter.is_blocked() {
             waits += 1;
             assert!(waits < 10, "the timer is readable and does not unblock");
-            let timer = limiter.timer.as_ref().unwrap();
+            let timer = &limiter.timer;
             let forever = None;
             poll(&mut [PollFd::new(timer, PollFlags::IN)], forever).unwrap();
             limiter.on_timer();
         }
         assert!(limiter.try_consume(100, 1));
+    }
+
+    #[test]
+    fn changed_buckets_are_full_and_the_others_keep_their_tokens() {
+        let hour = 3_600_000;
+        let both = RateLimiterConfig {
+            bandwidth: Some(bucket(100, 0, hour)),
+            ops: Some(bucket(10, 0, hour)),
+        };
+        let mut limiter = RateLimiter::new(&both).unwrap();
+        assert!(limiter.try_consume(100, 4));
+        assert!(!limiter.try_consume(1, 1));
+        let wider = bytes(200, 0, hour);
+        limiter.change(&wider).unwrap();
+        assert!(!limiter.is_blocked());
+        let budgets = |limiter: &RateLimiter| {
+            let state = limiter.save();
+            [state.bandwidth, state.ops].map(|bucket| bucket.map(|bucket| bucket.budget))
+        };
+        assert_eq!(budgets(&limiter), [Some(200), Some(6)]);
+        assert_eq!(
+            both.changed_by(&wider),
+            RateLimiterConfig {
+                bandwidth: wider.bandwidth,
+                ..both
+            }
+        );
+        // One that cannot be leaves all as it is.
+        assert!(limiter.change(&bytes(u64::MAX, 0, 1)).is_err());
+        assert_eq!(budgets(&limiter), [Some(200), Some(6)]);
+        let none = RateLimiterConfig {
+            bandwidth: Some(bucket(0, 0, 0)),
+            ops: Some(bucket(1, 0, 0)),
+        };
+        limiter.change(&none).unwrap();
+        assert!(limiter.try_consume(u64::MAX, u64::MAX));
+        assert_eq!(both.changed_by(&none), RateLimiterConfig::default());
+        // And back: the timer was there all the time.
+        let timer = limiter.event_fd();
+        limiter.change(&wider).unwrap();
+        assert!(limiter.try_consume(200, 1) && !limiter.try_consume(1, 1));
+        assert_eq!(limiter.event_fd(), timer);
     }
 
     #[test]

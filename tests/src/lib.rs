@@ -5,9 +5,11 @@
 //! device away do it in a mount namespace of their own, for which they must run as root.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+pub mod disk_guest;
 pub mod fuzzed;
 pub mod guest;
 pub mod launcher;
+pub mod namespace;
 pub mod scratch;
 pub mod snapshots;
 pub mod socket;

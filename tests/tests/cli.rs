@@ -3,12 +3,12 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use reapvm_tests::guest::{self, Image};
 use reapvm_tests::launcher::{self, Ended};
+use reapvm_tests::namespace;
 use reapvm_tests::scratch;
 use reapvm_tests::snapshots;
 use reapvm_tests::watchdog::guarded;
@@ -253,40 +253,19 @@ fn a_function_that_refuses_its_input() {
     });
 }
 
-/// Runs the program in a mount namespace of its own, after the shell commands `prepare`, as user
-/// `uid`. There, `/mnt` is empty but for the program, and the user may read what is put in it.
-fn in_namespace(prepare: &str, uid: u32, arguments: &[&str]) -> Ended {
-    // SAFETY: geteuid has no preconditions.
-    let root = unsafe { libc::geteuid() } == 0;
-    assert!(root, "run this test as root: it makes a mount namespace");
-    let script = format!(
-        "set -e; mount -t tmpfs tmpfs /mnt; chmod 755 /mnt; cp \"$1\" /mnt/reapvm; shift; \
-         {prepare}; \
-         exec setpriv --reuid {uid} --regid {uid} --clear-groups /mnt/reapvm \"$@\""
-    );
-    let mut command = Command::new("unshare");
-    command
-        .args(["--mount", "--propagation", "private", "sh", "-c"])
-        .args([&script, "sh"])
-        .arg(launcher::path())
-        .args(arguments)
-        .env_remove("REAPVM_LOG");
-    launcher::finish(launcher::start(&mut command))
-}
-
 const RUN: [&str; 5] = ["run", "--function", "helloworld", "--timeout", "5"];
 
 #[test]
 fn without_dev_kvm_the_remedy_is_named() {
     guarded(|| {
-        let missing = in_namespace("mount -t tmpfs tmpfs /dev", 0, &RUN);
+        let missing = namespace::run("mount -t tmpfs tmpfs /dev", 0, &RUN);
         missing.failure(&["/dev/kvm", "kvm_intel"]);
-        let null = in_namespace("mount --bind /dev/null /dev/kvm", 0, &RUN);
+        let null = namespace::run("mount --bind /dev/null /dev/kvm", 0, &RUN);
         null.failure(&["/dev/kvm"]);
-        let file = in_namespace("mount -t tmpfs tmpfs /dev; touch /dev/kvm", 0, &RUN);
+        let file = namespace::run("mount -t tmpfs tmpfs /dev; touch /dev/kvm", 0, &RUN);
         file.failure(&["/dev/kvm", "not a device"]);
         let private = "mount -t tmpfs tmpfs /dev; mknod -m 600 /dev/kvm c 10 232";
-        let denied = in_namespace(private, 65534, &RUN);
+        let denied = namespace::run(private, 65534, &RUN);
         denied.failure(&["/dev/kvm", "group kvm", "root"]);
     });
 }
@@ -305,7 +284,7 @@ fn without_userfaultfd_the_remedy_is_named_and_file_and_copy_still_run() {
             );
             let input = ["--input", "{\"seed\":1}"];
             let arguments = ["invoke", "/mnt/snap", "--memory", mode];
-            in_namespace(&prepare, uid, &[&arguments[..], &input].concat())
+            namespace::run(&prepare, uid, &[&arguments[..], &input].concat())
         };
         let nobody = 65534;
         let private = "mknod -m 600 /dev/userfaultfd c 10 257";

@@ -57,6 +57,7 @@ pub enum InvokeError {
 pub fn describe_exit(exit: &GuestExit) -> String {
     match exit {
         GuestExit::Reset => "it asked for a reset".to_owned(),
+        GuestExit::Panicked => "its kernel panicked".to_owned(),
         GuestExit::TripleFault { rip } => {
             format!("it shut down through a triple fault at rip {rip:#x}")
         }

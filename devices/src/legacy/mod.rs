@@ -1,6 +1,7 @@
-//! Devices of the PC that came before virtio: the 16550 serial port and the i8042 controller.
+//! Devices of the PC beside virtio: the 16550 serial port, the i8042 controller and pvpanic.
 
 pub mod i8042;
+pub mod pvpanic;
 pub mod serial;
 
 use std::io;
@@ -9,6 +10,7 @@ use vm_superio::Trigger;
 use vmm_sys_util::eventfd::EventFd;
 
 pub use i8042::I8042Device;
+pub use pvpanic::{GuestPanic, PvPanic};
 pub use serial::{SerialDevice, SerialDeviceState, SerialError};
 
 /// Raises an interrupt, or any event, by an eventfd.

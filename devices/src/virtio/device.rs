@@ -7,12 +7,13 @@ use thiserror::Error;
 use virtio_queue::DescriptorChain;
 
 use super::balloon::BalloonState;
-use super::block::BlockState;
+use super::block::{BlockError, BlockState, DiskFile};
 use super::net::NetState;
 use super::queue::{QueueError, Virtqueue};
 use super::rng::RngState;
 use super::vsock::VsockState;
 use crate::GuestMemory;
+use crate::rate_limiter::{RateLimiterConfig, RateLimiterError};
 
 /// What a device lets a snapshot keep.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,6 +57,60 @@ pub enum RestoreDeviceError {
         /// What is wrong with it.
         reason: String,
     },
+}
+
+/// What may be changed of a device that works. Buckets of rate limiters that are not named stay as
+/// they are; see [`RateLimiter::change`](crate::rate_limiter::RateLimiter::change).
+#[derive(Debug)]
+pub enum DeviceUpdate {
+    /// Of a disk.
+    Block {
+        /// Another file in the place of the one that it has.
+        file: Option<DiskFile>,
+        /// Changes of its limits.
+        rate_limiter: RateLimiterConfig,
+    },
+    /// Of a network device.
+    Net {
+        /// Changes of the limits of what the guest receives.
+        rx_rate_limiter: RateLimiterConfig,
+        /// Changes of the limits of what the guest sends.
+        tx_rate_limiter: RateLimiterConfig,
+    },
+    /// Of a balloon.
+    Balloon {
+        /// Seconds between two requests for the guest's statistics.
+        stats_polling_interval_s: u16,
+    },
+}
+
+/// Why a device is not changed. It goes on as it was, unless the host failed it.
+#[derive(Debug, Error)]
+pub enum UpdateDeviceError {
+    /// The change is one for another kind of device.
+    #[error("the device has nothing of what is to be changed")]
+    OtherDevice,
+    /// The file.
+    #[error(transparent)]
+    Block(#[from] BlockError),
+    /// The new file is not for this disk.
+    #[error("the disk is {}, and a guest cannot be told otherwise", if *.read_only { "read-only" } else { "writable" })]
+    Access {
+        /// What the disk is.
+        read_only: bool,
+    },
+    /// A limit.
+    #[error(transparent)]
+    RateLimiter(#[from] RateLimiterError),
+    /// Statistics that the guest was not offered, or that it was.
+    #[error(
+        "statistics of the balloon cannot be turned on or off while the machine lives: only their \
+         interval can be changed"
+    )]
+    StatisticsSwitch,
+    /// The host failed the device, which its driver has to reset.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
 }
 
 /// Why a device stopped working: the driver is told to reset it (2.1.2).
@@ -269,6 +324,19 @@ pub trait VirtioDevice: Send {
 
     /// Back to the state before the driver came. All that it was doing for the driver ends.
     fn reset(&mut self);
+
+    /// Changes what may be changed while the device works, all of it or nothing. Returns the queues
+    /// that have to be processed for the device to go on. `io` is `None` when no driver is up.
+    ///
+    /// # Errors
+    /// When there is no such thing to be changed, or the change cannot be made.
+    fn update(
+        &mut self,
+        _io: Option<&mut DeviceIo<'_>>,
+        _update: DeviceUpdate,
+    ) -> Result<Vec<usize>, UpdateDeviceError> {
+        Err(UpdateDeviceError::OtherDevice)
+    }
 
     /// Comes to rest for a save: what is on its way for the driver ends, with its outcome told to
     /// the driver, and nothing new is begun. Afterwards the device writes to guest memory no more

@@ -14,10 +14,10 @@ pub use balloon::{
     Balloon, BalloonConfig, BalloonError, BalloonHandle, BalloonStats, GuestMemoryStats,
     PageRelease, release_anonymous,
 };
-pub use block::{Block, BlockConfig, BlockError};
+pub use block::{Block, BlockConfig, BlockError, DiskFile};
 pub use device::{
-    ActivateError, DeviceError, DeviceIo, Progress, RestoreDeviceError, SaveDeviceError,
-    VirtioDevice, VirtioDeviceState,
+    ActivateError, DeviceError, DeviceIo, DeviceUpdate, Progress, RestoreDeviceError,
+    SaveDeviceError, UpdateDeviceError, VirtioDevice, VirtioDeviceState,
 };
 pub use mmio::{
     MMIO_DEVICE_SIZE_BYTES, MmioTransport, MmioTransportState, NOTIFY_OFFSET, TransportError,

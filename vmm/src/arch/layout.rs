@@ -9,7 +9,7 @@
 //! 0x0009_fc00  end of low RAM: MP table
 //! 0x000e_0000  ACPI tables, and the generation id in the last page before 0xf_0000
 //! 0x0010_0000  high RAM: kernel, initrd
-//! 0xd000_0000  MMIO hole: virtio-mmio devices, then IOAPIC and LAPIC
+//! 0xd000_0000  MMIO hole: virtio-mmio devices, pvpanic, then IOAPIC and LAPIC
 //! 0x1_0000_0000 RAM that did not fit below the hole
 //! ```
 
@@ -59,6 +59,8 @@ pub const MMIO_HOLE_END: u64 = 0x1_0000_0000;
 
 /// First virtio-mmio window.
 pub const VIRTIO_MMIO_BASE: u64 = MMIO_HOLE_START;
+/// pvpanic's register: behind all the windows that there can be.
+pub const PVPANIC: u64 = MMIO_HOLE_START + 0x10_0000;
 /// Interrupt line of the first virtio-mmio device; the n-th has this plus n.
 pub const VIRTIO_MMIO_FIRST_GSI: u32 = 5;
 /// Interrupt line that tells of a new generation id: the IOAPIC's last. Virtio devices have those

@@ -19,6 +19,7 @@ use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, aml};
 use reapvm_devices::GuestMemory;
 use reapvm_devices::legacy::i8042::I8042_BASE_PORT;
+use reapvm_devices::legacy::pvpanic::PVPANIC_SIZE_BYTES;
 use reapvm_devices::legacy::serial::{SERIAL_BASE_PORT, SERIAL_GSI, SERIAL_PORT_COUNT};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -145,6 +146,7 @@ fn dsdt(devices: &[MmioWindow]) -> Vec<u8> {
     }
     generation_id(&mut body);
     generic_events(&mut body);
+    pvpanic(&mut body);
     dsdt.append_slice(&Scope::raw("_SB_".into(), body));
     // Soft off (7.4.2.6): the type to write into the sleep control register.
     let soft_off = [SOFT_OFF_SLEEP_TYPE; 2];
@@ -220,6 +222,20 @@ fn generic_events(body: &mut Vec<u8>) {
     .to_aml_bytes(body);
 }
 
+/// pvpanic (QEMU, "PVPANIC DEVICE"), as Linux's driver `pvpanic-mmio` knows it by its id.
+fn pvpanic(body: &mut Vec<u8>) {
+    let register = Memory32Fixed::new(true, layout::PVPANIC as u32, PVPANIC_SIZE_BYTES as u32);
+    let resources = ResourceTemplate::new(vec![&register]);
+    Device::new(
+        "PEVT".into(),
+        vec![
+            &Name::new("_HID".into(), &"QEMU0001"),
+            &Name::new("_CRS".into(), &resources),
+        ],
+    )
+    .to_aml_bytes(body);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -283,6 +299,7 @@ mod tests {
             b"LNRO0005",
             b"VMGENCTR",
             b"ACPI0013",
+            b"QEMU0001",
             b"_S5_",
         ] {
             assert!(

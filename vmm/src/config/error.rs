@@ -97,8 +97,8 @@ pub enum ConfigError {
         /// Guest memory.
         mem_size_mib: u64,
     },
-    /// An override for a device that the snapshot does not have.
-    #[error("the snapshot has no {what} '{id}'; it has: {known}")]
+    /// A change of a device that the machine does not have.
+    #[error("the machine has no {what} '{id}'; it has: {known}")]
     NoSuchDevice {
         /// The kind.
         what: &'static str,

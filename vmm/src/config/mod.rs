@@ -8,6 +8,7 @@ mod devices;
 mod error;
 mod memory_size;
 mod overrides;
+mod updates;
 
 use std::path::{Path, PathBuf};
 
@@ -19,7 +20,9 @@ pub use devices::{
 };
 pub use error::ConfigError;
 pub use memory_size::parse_memory_mib;
+pub(crate) use overrides::no_such_device;
 pub use overrides::{DriveOverride, NetworkOverride, Overrides};
+pub use updates::{BalloonStatsUpdate, BalloonUpdate, DriveUpdate, NetworkUpdate};
 
 use crate::arch::layout;
 
@@ -241,6 +244,13 @@ impl VmConfig {
             + usize::from(self.vsock.is_some())
             + usize::from(self.balloon.is_some())
             + usize::from(self.entropy.is_some())
+    }
+
+    /// Which of the virtio devices, in their order, is the balloon.
+    pub(crate) fn balloon_index(&self) -> Option<usize> {
+        self.balloon.map(|_| {
+            self.drives.len() + self.network_interfaces.len() + usize::from(self.vsock.is_some())
+        })
     }
 
     /// The kernel command line with what the root drive adds to it.

@@ -52,7 +52,7 @@ impl Overrides {
         }
         for wanted in &self.drives {
             let known = config.drives.iter().map(|drive| drive.drive_id.as_str());
-            let missing = no_such("drive", &wanted.drive_id, known);
+            let missing = no_such_device("drive", &wanted.drive_id, known);
             let drive = config
                 .drives
                 .iter_mut()
@@ -63,7 +63,7 @@ impl Overrides {
         for wanted in &self.network_interfaces {
             let nets = &mut config.network_interfaces;
             let known = nets.iter().map(|net| net.iface_id.as_str());
-            let missing = no_such("network interface", &wanted.iface_id, known);
+            let missing = no_such_device("network interface", &wanted.iface_id, known);
             let net = nets
                 .iter_mut()
                 .find(|net| net.iface_id == wanted.iface_id)
@@ -79,7 +79,12 @@ impl Overrides {
     }
 }
 
-fn no_such<'a>(what: &'static str, id: &str, known: impl Iterator<Item = &'a str>) -> ConfigError {
+/// The error for an id that no device of a machine has; `known` are those that there are.
+pub(crate) fn no_such_device<'a>(
+    what: &'static str,
+    id: &str,
+    known: impl Iterator<Item = &'a str>,
+) -> ConfigError {
     let known: Vec<_> = known.collect();
     ConfigError::NoSuchDevice {
         what,

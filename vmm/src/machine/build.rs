@@ -289,16 +289,13 @@ impl Parts {
         console: Console,
         saved: Option<&StateFile>,
     ) -> Result<DeviceSet, BuildError> {
-        let exits = Arc::clone(&self.exits);
         Ok(DeviceSet::build(
             config,
             &self.vm,
             memory.guest_memory(),
             console,
             saved,
-            move || {
-                exits.end(GuestExit::Reset);
-            },
+            &self.exits,
         )?)
     }
 

@@ -32,14 +32,40 @@ impl Console {
 
     /// Output is kept, to be waited for and to be shown if the guest fails.
     pub fn watched() -> (Self, ConsoleWatch) {
+        Self::none().and_watched()
+    }
+
+    /// This console, with its output also kept.
+    pub fn and_watched(self) -> (Self, ConsoleWatch) {
         let watch = ConsoleWatch(Arc::default());
+        let output = Tee {
+            watch: watch.clone(),
+            output: self.output,
+        };
         (
             Self {
-                output: Box::new(watch.clone()),
-                input: None,
+                output: Box::new(output),
+                input: self.input,
             },
             watch,
         )
+    }
+}
+
+/// Keeps what it hands on.
+struct Tee {
+    watch: ConsoleWatch,
+    output: Box<dyn Write + Send>,
+}
+
+impl Write for Tee {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.output.write(bytes)?;
+        self.watch.write(&bytes[..written.min(bytes.len())])
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.output.flush()
     }
 }
 
@@ -148,6 +174,8 @@ pub(super) struct ConsoleInput {
     /// Read but not yet taken by the guest.
     pending: VecDeque<u8>,
     watching: bool,
+    /// A file, which cannot be watched and need not be: it can always be read, up to its end.
+    is_file: bool,
 }
 
 impl ConsoleInput {
@@ -162,6 +190,7 @@ impl ConsoleInput {
             fifo_empty,
             pending: VecDeque::new(),
             watching: false,
+            is_file: false,
         }
     }
 
@@ -185,6 +214,34 @@ impl ConsoleInput {
         }
     }
 
+    /// Reads what there is; false at the end of the input.
+    fn read(&mut self) -> bool {
+        let mut buffer = [0_u8; 256];
+        match self.input.read(&mut buffer) {
+            // The guest simply gets no more.
+            Ok(0) => return false,
+            Ok(length) => self.pending.extend(&buffer[..length]),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) => {}
+            Err(error) => {
+                tracing::warn!(%error, "console input ends with an error");
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Gives the guest what it takes of a file.
+    fn deliver_file(&mut self) {
+        while self.is_file && self.pending.is_empty() {
+            self.is_file = self.read();
+            self.deliver();
+        }
+    }
+
     fn watch(&mut self, ops: &mut EventOps<'_>, wanted: bool) {
         if wanted == self.watching {
             return;
@@ -197,7 +254,9 @@ impl ConsoleInput {
         };
         match result {
             Ok(()) => self.watching = wanted,
-            // A regular file cannot be polled: epoll refuses it, and its input is not served.
+            Err(event_manager::Error::Epoll(error)) if error.errno() == libc::EPERM => {
+                self.is_file = true;
+            }
             Err(error) => tracing::warn!(%error, "console input cannot be watched"),
         }
     }
@@ -207,24 +266,13 @@ impl MutEventSubscriber for ConsoleInput {
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
         if events.fd() == self.fifo_empty.as_raw_fd() {
             let _ = self.fifo_empty.read();
-        } else if events.fd() == self.input_fd() {
-            let mut buffer = [0_u8; 256];
-            match self.input.read(&mut buffer) {
-                // End of input: the guest simply gets no more.
-                Ok(0) => return self.watch(ops, false),
-                Ok(length) => self.pending.extend(&buffer[..length]),
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-                    ) => {}
-                Err(error) => {
-                    tracing::warn!(%error, "console input ends with an error");
-                    return self.watch(ops, false);
-                }
-            }
+        } else if events.fd() == self.input_fd() && !self.read() {
+            return self.watch(ops, false);
         }
         self.deliver();
+        if self.is_file {
+            return self.deliver_file();
+        }
         // Back-pressure: no more is read while the guest has not taken what there is.
         self.watch(ops, self.pending.is_empty());
     }
@@ -234,5 +282,6 @@ impl MutEventSubscriber for ConsoleInput {
             tracing::warn!(%error, "the serial FIFO cannot be watched");
         }
         self.watch(ops, true);
+        self.deliver_file();
     }
 }

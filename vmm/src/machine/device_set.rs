@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use kvm_ioctls::{IoEventAddress, VmFd};
 use reapvm_devices::bus::BusInsertError;
 use reapvm_devices::legacy::i8042::{I8042_BASE_PORT, I8042_PORT_COUNT, I8042Device};
+use reapvm_devices::legacy::pvpanic::{GuestPanic, PVPANIC_SIZE_BYTES, PvPanic};
 use reapvm_devices::legacy::serial::{
     SERIAL_BASE_PORT, SERIAL_GSI, SERIAL_PORT_COUNT, SerialDevice, SerialDeviceState, SerialError,
 };
@@ -16,6 +17,7 @@ use reapvm_devices::virtio::mmio::{
 };
 use reapvm_devices::virtio::net::NetError;
 use reapvm_devices::virtio::vsock::{VsockError, VsockHandle};
+use reapvm_devices::virtio::{DeviceUpdate, UpdateDeviceError};
 use reapvm_devices::{Bus, GuestMemory};
 use reapvm_snapshot::{Persist, StateError, StateFile};
 use thiserror::Error;
@@ -23,11 +25,13 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::console::{Console, ConsoleInput};
 use super::event_loop::{OnEvent, Subscriber};
+use super::exits::ExitEvents;
 use super::power::SleepRegisters;
 use super::virtio_devices::{self, VirtioDevices};
 use crate::arch::layout;
 use crate::boot::MmioWindow;
 use crate::config::VmConfig;
+use crate::vcpu::GuestExit;
 
 /// Devices cannot be made, saved or restored.
 #[derive(Debug, Error)]
@@ -110,8 +114,8 @@ pub(super) fn windows(config: &VmConfig) -> Vec<MmioWindow> {
 }
 
 impl DeviceSet {
-    /// Makes the devices of `config`: fresh ones, or those of `saved`. `on_reset` is called when
-    /// the guest asks for a reset. Their interrupts reach nobody until
+    /// Makes the devices of `config`: fresh ones, or those of `saved`. A guest that ends itself is
+    /// told to `exits`. Their interrupts reach nobody until
     /// [`connect_interrupts`](Self::connect_interrupts). Guest memory is not touched.
     pub(super) fn build(
         config: &VmConfig,
@@ -119,7 +123,7 @@ impl DeviceSet {
         memory: &GuestMemory,
         console: Console,
         saved: Option<&StateFile>,
-        on_reset: impl FnMut() + Send + 'static,
+        exits: &Arc<ExitEvents>,
     ) -> Result<Self, DeviceError> {
         let mut pio = Bus::new();
         let mut mmio = Bus::new();
@@ -152,6 +156,10 @@ impl DeviceSet {
         let reset = eventfd()?;
         let reset_seen = reset.try_clone().map_err(DeviceError::EventFd)?;
         let power_off = reset.try_clone().map_err(DeviceError::EventFd)?;
+        let on_reset = {
+            let exits = Arc::clone(exits);
+            move || exits.end(GuestExit::Reset)
+        };
         subscribers.push(Arc::new(Mutex::new(OnEvent::new(reset_seen, on_reset))));
         pio.insert(
             I8042_BASE_PORT,
@@ -163,6 +171,14 @@ impl DeviceSet {
             layout::SLEEP_CONTROL_PORT,
             layout::SLEEP_STATUS_PORT - layout::SLEEP_CONTROL_PORT + 1,
             Arc::new(Mutex::new(SleepRegisters::new(power_off))),
+        )?;
+        // Every machine has it, and only ACPI tells of it: a guest that was saved by a version
+        // without it does not look for it.
+        let pvpanic = PvPanic::new(panic_handler(Arc::clone(exits)));
+        mmio.insert(
+            layout::PVPANIC,
+            PVPANIC_SIZE_BYTES,
+            Arc::new(Mutex::new(pvpanic)),
         )?;
         let generation_id_irq = if config.has_acpi() {
             Some(irq(&mut irqs, layout::GENERATION_ID_GSI)?)
@@ -233,6 +249,18 @@ impl DeviceSet {
         Ok(())
     }
 
+    /// Changes the virtio device `index`, in the order of their windows.
+    pub(super) fn update(
+        &self,
+        index: usize,
+        update: DeviceUpdate,
+    ) -> Result<(), UpdateDeviceError> {
+        match self.transports.get(index) {
+            Some(transport) => lock(transport).update(update),
+            None => Err(UpdateDeviceError::OtherDevice),
+        }
+    }
+
     /// Saves all devices into `file` and keeps them still until the guard is dropped, so that
     /// none writes into guest memory while that is being saved.
     pub(super) fn save(&self, file: &mut StateFile) -> Result<Quiesced<'_>, DeviceError> {
@@ -267,6 +295,16 @@ fn irq(irqs: &mut Vec<(EventFd, u32)>, gsi: u32) -> Result<EventFd, DeviceError>
     let irq = eventfd()?;
     irqs.push((irq.try_clone().map_err(DeviceError::EventFd)?, gsi));
     Ok(irq)
+}
+
+fn panic_handler(exits: Arc<ExitEvents>) -> impl FnMut(GuestPanic) + Send {
+    move |panic| match panic {
+        // On the vCPU's thread: a kernel that resets the machine right after it comes second.
+        GuestPanic::Panicked => exits.end(GuestExit::Panicked),
+        GuestPanic::CrashLoaded => {
+            tracing::warn!("the guest's kernel panicked, and its crash kernel takes over");
+        }
+    }
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ mod exits;
 mod power;
 mod prepared;
 mod save;
+mod update;
 mod virtio_devices;
 
 use std::fmt;
@@ -39,6 +40,7 @@ pub use event_loop::EventLoopError;
 pub use exits::ExitEvents;
 pub use prepared::{PrepareOptions, PreparedMachine};
 pub use save::SaveError;
+pub use update::UpdateError;
 
 pub(crate) use power::SOFT_OFF_SLEEP_TYPE;
 
@@ -148,7 +150,7 @@ impl fmt::Debug for Machine {
 }
 
 impl Machine {
-    /// The configuration that the machine was made from.
+    /// The machine's configuration: what it was made from, and what was changed since.
     pub fn config(&self) -> &VmConfig {
         &self.config
     }

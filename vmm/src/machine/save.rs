@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use super::device_set::DeviceError;
 use super::{Lifecycle, Machine, MachineError};
+use crate::config::VmConfig;
 use crate::interrupts::{self, InterruptError};
 use crate::memory::MemoryError;
 use crate::residency;
@@ -125,6 +126,15 @@ impl Machine {
         self.save_extent(dir, Extent::Since(since))
     }
 
+    /// The configuration with the balloon's target of now, which its handle may have set.
+    fn config_now(&self) -> VmConfig {
+        let mut config = self.config.clone();
+        if let (Some(settings), Some(handle)) = (&mut config.balloon, &self.devices.balloon) {
+            settings.amount_mib = handle.stats().target_mib;
+        }
+        config
+    }
+
     fn save_extent(&self, dir: &Path, extent: Extent) -> Result<Manifest, SaveError> {
         self.require("save", Lifecycle::Paused)?;
         // Before memory is read: reading may make pages resident that the guest never touched.
@@ -162,7 +172,7 @@ impl Machine {
         drop(quiesced);
         let manifest = writer.finish(ManifestParts {
             creator: concat!("reapvm ", env!("CARGO_PKG_VERSION")).to_owned(),
-            vm: serde_json::to_value(&self.config).map_err(SaveError::Config)?,
+            vm: serde_json::to_value(self.config_now()).map_err(SaveError::Config)?,
             host: HostInfo::detect().map_err(SaveError::Host)?,
             regions: self.memory.region_infos(),
             booted_resident_bytes,

@@ -8,6 +8,8 @@ use thiserror::Error;
 pub enum GuestExit {
     /// It asked for a reset through the i8042 controller: the way a guest ends itself here.
     Reset,
+    /// Its kernel panicked, and said so through the pvpanic device.
+    Panicked,
     /// It shut down through a triple fault.
     TripleFault {
         /// The vCPU's instruction pointer, where KVM still tells.

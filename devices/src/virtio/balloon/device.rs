@@ -17,8 +17,8 @@ use super::{
     INFLATE_QUEUE, STATS_QUEUE, pages_of,
 };
 use crate::virtio::device::{
-    ActivateError, DeviceError, DeviceIo, Progress, RestoreDeviceError, SaveDeviceError,
-    VirtioDevice, VirtioDeviceState,
+    ActivateError, DeviceError, DeviceIo, DeviceUpdate, Progress, RestoreDeviceError,
+    SaveDeviceError, UpdateDeviceError, VirtioDevice, VirtioDeviceState,
 };
 
 /// `VIRTIO_BALLOON_F_STATS_VQ` (5.5.3).
@@ -303,6 +303,29 @@ impl VirtioDevice for Balloon {
             // Its events do nothing while no driver is up.
             tracing::warn!(%err, "balloon: the timer of the statistics cannot be stopped");
         }
+    }
+
+    fn update(
+        &mut self,
+        _io: Option<&mut DeviceIo<'_>>,
+        update: DeviceUpdate,
+    ) -> Result<Vec<usize>, UpdateDeviceError> {
+        let DeviceUpdate::Balloon {
+            stats_polling_interval_s,
+        } = update
+        else {
+            return Err(UpdateDeviceError::OtherDevice);
+        };
+        if (stats_polling_interval_s == 0) != self.timer.is_none() {
+            return Err(UpdateDeviceError::StatisticsSwitch);
+        }
+        if self.stats_negotiated {
+            self.set_timer(stats_polling_interval_s).map_err(|err| {
+                DeviceError::Host(format!("the timer of the statistics cannot be set: {err}"))
+            })?;
+        }
+        self.config.stats_polling_interval_s = stats_polling_interval_s;
+        Ok(Vec::new())
     }
 
     fn save(&self) -> Result<VirtioDeviceState, SaveDeviceError> {

@@ -12,7 +12,7 @@ use super::device::{F_DEFLATE_ON_OOM, F_STATS_VQ};
 use super::*;
 use crate::GuestMemory;
 use crate::test_driver::{Driver, MEMORY_BYTES, Piece, buffer_gpa, dirty_pages, evt, memory_of};
-use crate::virtio::{MmioTransport, VirtioDevice};
+use crate::virtio::{DeviceUpdate, MmioTransport, UpdateDeviceError, VirtioDevice};
 
 const PAGE: u64 = 4096;
 const ACTUAL: u32 = VIRTIO_MMIO_CONFIG + 4;
@@ -289,6 +289,32 @@ fn statistics_are_read_and_asked_for_again() {
     assert_eq!(handle.stats().guest, None);
     put(&mut driver, STATS_QUEUE, &stat(4, 78), 10);
     assert_eq!(handle.stats().guest, None, "they were not negotiated");
+}
+
+#[test]
+fn the_interval_of_statistics_is_changed_but_not_whether_there_are_any() {
+    let interval = |stats_polling_interval_s| DeviceUpdate::Balloon {
+        stats_polling_interval_s,
+    };
+    let config = BalloonConfig {
+        stats_polling_interval_s: u16::MAX,
+        ..BalloonConfig::default()
+    };
+    let (mut driver, _handle) = booted(config, F_STATS_VQ);
+    put(&mut driver, STATS_QUEUE, &stat(4, 1), 4);
+    let refused = driver.transport.update(interval(0));
+    assert!(matches!(refused, Err(UpdateDeviceError::StatisticsSwitch)));
+    driver.transport.update(interval(1)).unwrap();
+    let returned = (0..10_000).any(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        driver.run();
+        driver.take_used(STATS_QUEUE).is_some()
+    });
+    assert!(returned, "the driver is not asked for statistics");
+    let (mut driver, _handle) = booted(BalloonConfig::default(), 0);
+    let refused = driver.transport.update(interval(1));
+    assert!(matches!(refused, Err(UpdateDeviceError::StatisticsSwitch)));
+    driver.transport.update(interval(0)).unwrap();
 }
 
 #[test]

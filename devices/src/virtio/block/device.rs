@@ -11,7 +11,7 @@ use virtio_queue::DescriptorChain;
 use vm_memory::Bytes;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::disk::Disk;
+use super::disk::{Disk, Replacement};
 use super::request::{
     Action, Chain, MAX_RANGE_SECTORS, QUEUE_SIZE, SEG_MAX, Status, Ticket, total_bytes,
 };
@@ -20,8 +20,8 @@ use super::{BlockConfig, BlockError, BlockState, MAX_ID_BYTES, SECTOR_BYTES};
 use crate::GuestMemory;
 use crate::rate_limiter::{RateLimiter, RateLimiterConfig};
 use crate::virtio::device::{
-    ActivateError, DeviceError, DeviceIo, Progress, RestoreDeviceError, SaveDeviceError,
-    VirtioDevice, VirtioDeviceState,
+    ActivateError, DeviceError, DeviceIo, DeviceUpdate, Progress, RestoreDeviceError,
+    SaveDeviceError, UpdateDeviceError, VirtioDevice, VirtioDeviceState,
 };
 use crate::virtio::queue::QueueError;
 
@@ -218,6 +218,73 @@ impl Block {
         Ok(true)
     }
 
+    /// Waits for all that the kernel has, and gives it back.
+    fn drain(&mut self, io: &mut DeviceIo<'_>) -> Result<(), DeviceError> {
+        let Some(ring) = &mut self.ring else {
+            return Ok(());
+        };
+        let mut broken = Ok(());
+        let (disk, told_of_error) = (&self.disk, &mut self.told_of_error);
+        let drained = ring.drain(&disk.file, |finished| {
+            if broken.is_ok() {
+                broken = give_back(io, &finished, disk, told_of_error);
+            }
+        });
+        if let Err(err) = drained {
+            self.ring = None;
+            // The driver learns it by the next event.
+            let _ = self.completions.write(1);
+            return Err(DeviceError::Host(format!(
+                "requests of the disk '{}' do not come back: {err}",
+                self.disk.path.display()
+            )));
+        }
+        broken
+    }
+
+    fn flush(&self) -> Result<(), DeviceError> {
+        self.disk.file.sync_data().map_err(|err| {
+            DeviceError::Host(format!(
+                "the disk '{}' cannot be flushed: {err}",
+                self.disk.path.display()
+            ))
+        })
+    }
+
+    /// Lets go of the file when all that was begun with it has ended, and tells the driver of the
+    /// other capacity.
+    fn replace_disk(
+        &mut self,
+        mut io: Option<&mut DeviceIo<'_>>,
+        replacement: Replacement,
+    ) -> Result<(), DeviceError> {
+        if let Some(io) = &mut io {
+            self.drain(io)?;
+        }
+        match replacement {
+            Replacement::Same { nsectors, path } => {
+                self.disk.nsectors = nsectors;
+                self.disk.path = path;
+            }
+            Replacement::Other(disk) => {
+                // What the driver wrote and did not flush yet would not be flushed by what it does
+                // with the other file. A file that fails must be replaceable nevertheless.
+                if !self.disk.read_only
+                    && let Err(err) = self.flush()
+                {
+                    tracing::warn!("block: {err}; its replacement takes its place");
+                }
+                self.disk = disk;
+            }
+        }
+        self.config_space = config_space(&self.disk);
+        self.told_of_error = false;
+        if let Some(io) = io {
+            io.notify_config_change();
+        }
+        Ok(())
+    }
+
     /// Writes the disk's id to where the driver wants it, and returns the bytes written.
     fn write_id(&self, mem: &GuestMemory) -> u32 {
         let mut written = 0;
@@ -240,7 +307,7 @@ impl Block {
         let host = |err| DeviceError::Host(format!("the disk's io_uring takes no requests: {err}"));
         ring.submit().map_err(host)?;
         while let Some(finished) = ring.next_finished(&self.disk.file) {
-            give_back(io, &finished, &mut self.told_of_error)?;
+            give_back(io, &finished, &self.disk, &mut self.told_of_error)?;
         }
         // What was done in part goes in once more.
         ring.submit().map_err(host)
@@ -266,6 +333,7 @@ fn answer(
 fn give_back(
     io: &mut DeviceIo<'_>,
     finished: &Finished,
+    disk: &Disk,
     told_of_error: &mut bool,
 ) -> Result<(), DeviceError> {
     let status = match finished.outcome {
@@ -279,7 +347,10 @@ fn give_back(
                     Failure::Errno(errno) => errno.to_string(),
                     _ => "the file is shorter than it was".to_owned(),
                 };
-                tracing::warn!(reason, "block: a request failed; further ones are not told");
+                tracing::warn!(
+                    "block: a request to the disk '{}' failed: {reason}; further ones are not told",
+                    disk.path.display()
+                );
             }
             Status::IoErr
         }
@@ -341,9 +412,7 @@ impl VirtioDevice for Block {
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
     fn event_fds(&self) -> Vec<RawFd> {
-        let mut fds = vec![self.completions.as_raw_fd()];
-        fds.extend(self.limiter.event_fd());
-        fds
+        vec![self.completions.as_raw_fd(), self.limiter.event_fd()]
     }
 
     fn activate(&mut self, acked_features: u64) -> Result<(), ActivateError> {
@@ -399,33 +468,47 @@ impl VirtioDevice for Block {
         self.requests_waiting = false;
     }
 
+    fn update(
+        &mut self,
+        io: Option<&mut DeviceIo<'_>>,
+        update: DeviceUpdate,
+    ) -> Result<Vec<usize>, UpdateDeviceError> {
+        let DeviceUpdate::Block { file, rate_limiter } = update else {
+            return Err(UpdateDeviceError::OtherDevice);
+        };
+        let replacement = match file {
+            Some(file) if file.is_read_only() != self.disk.read_only => {
+                return Err(UpdateDeviceError::Access {
+                    read_only: self.disk.read_only,
+                });
+            }
+            Some(file) => Some(self.disk.replacement(file)?),
+            None => None,
+        };
+        self.limiter.change(&rate_limiter)?;
+        self.limits = self.limits.changed_by(&rate_limiter);
+        if let Some(replacement) = replacement {
+            self.replace_disk(io, replacement)?;
+        }
+        Ok(if self.requests_waiting {
+            vec![QUEUE]
+        } else {
+            Vec::new()
+        })
+    }
+
     fn prepare_save(&mut self, io: Option<&mut DeviceIo<'_>>) -> Result<(), DeviceError> {
-        let (Some(io), Some(ring)) = (io, &mut self.ring) else {
+        let Some(io) = io else {
             return Ok(());
         };
-        let mut broken = Ok(());
-        let told_of_error = &mut self.told_of_error;
-        let drained = ring.drain(&self.disk.file, |finished| {
-            if broken.is_ok() {
-                broken = give_back(io, &finished, told_of_error);
-            }
-        });
-        if let Err(err) = drained {
-            self.ring = None;
-            // The driver learns it by the next event.
-            let _ = self.completions.write(1);
-            return Err(DeviceError::Host(format!(
-                "requests of the disk do not come back: {err}"
-            )));
+        if self.ring.is_none() {
+            return Ok(());
         }
-        broken?;
+        self.drain(io)?;
         if !self.disk.read_only {
             // What the guest was told is done must be there when the snapshot is used, even if
             // the host goes down before.
-            let flushed = self.disk.file.sync_data();
-            flushed.map_err(|err| {
-                DeviceError::Host(format!("the disk's file cannot be flushed: {err}"))
-            })?;
+            self.flush()?;
         }
         if self.requests_waiting {
             // No completion is to come that would make this device go on.
@@ -461,16 +544,19 @@ impl VirtioDevice for Block {
         };
         if state.nsectors != self.disk.nsectors {
             return Err(invalid(format!(
-                "its disk has {} sectors of 512 bytes, that of the device {}: give it the disk of \
-                 the snapshot, or a copy",
-                state.nsectors, self.disk.nsectors
+                "its disk had {} sectors of 512 bytes, but '{}' has {}: give it the disk of the \
+                 snapshot, or a copy",
+                state.nsectors,
+                self.disk.path.display(),
+                self.disk.nsectors
             )));
         }
         if state.read_only != self.disk.read_only {
             let kind = |read_only| if read_only { "read-only" } else { "writable" };
             return Err(invalid(format!(
-                "its disk is {}, that of the device {}",
+                "its disk was {}, but '{}' is attached {}",
                 kind(state.read_only),
+                self.disk.path.display(),
                 kind(self.disk.read_only)
             )));
         }

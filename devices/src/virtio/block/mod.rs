@@ -20,6 +20,7 @@ use thiserror::Error;
 use crate::rate_limiter::{RateLimiterConfig, RateLimiterError, RateLimiterState};
 
 pub use device::Block;
+pub use disk::DiskFile;
 
 /// Bytes of a sector, the unit of all positions and of the capacity (5.2.4).
 pub const SECTOR_BYTES: u64 = 512;

@@ -21,7 +21,8 @@ use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::device::{
-    DeviceError, DeviceIo, Progress, RestoreDeviceError, SaveDeviceError, VirtioDevice,
+    DeviceError, DeviceIo, DeviceUpdate, Progress, RestoreDeviceError, SaveDeviceError,
+    UpdateDeviceError, VirtioDevice,
 };
 use super::queue::{QueueError, QueueLayout, Virtqueue};
 use crate::GuestMemory;
@@ -267,6 +268,37 @@ impl MmioTransport {
             Some(err) => Err(TransportError::PrepareSave(err)),
             None => Ok(()),
         }
+    }
+
+    /// Changes the device while it works: see [`VirtioDevice::update`]. The driver is interrupted
+    /// if its configuration changed.
+    ///
+    /// # Errors
+    /// When the device cannot be changed so.
+    pub fn update(&mut self, update: DeviceUpdate) -> Result<(), UpdateDeviceError> {
+        if self.queues.is_empty() {
+            let _ = self.device.update(None, update)?;
+            // For a driver that reads the configuration right now (2.5.1).
+            self.config_generation = self.config_generation.wrapping_add(1);
+            return Ok(());
+        }
+        let mut to_process = Ok(Vec::new());
+        self.run(|device, io| {
+            to_process = device.update(Some(io), update);
+            match &to_process {
+                // The device is done for, whoever hears of it.
+                Err(UpdateDeviceError::Device(err)) => Err(DeviceError::Host(err.to_string())),
+                _ => Ok(Progress::Done),
+            }
+        });
+        for index in to_process? {
+            if let Some(slot) = self.slots.get(index)
+                && let Err(err) = slot.kick()
+            {
+                self.fail(&err);
+            }
+        }
+        Ok(())
     }
 
     /// The device's state. The vCPUs must be paused: a notification that comes later is lost. The

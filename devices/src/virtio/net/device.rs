@@ -12,8 +12,8 @@ use super::tx::Transmitter;
 use super::{NetConfig, NetError, NetState, RX_QUEUE, TX_QUEUE};
 use crate::rate_limiter::{RateLimiter, RateLimiterConfig};
 use crate::virtio::device::{
-    ActivateError, DeviceError, DeviceIo, Progress, RestoreDeviceError, SaveDeviceError,
-    VirtioDevice, VirtioDeviceState,
+    ActivateError, DeviceError, DeviceIo, DeviceUpdate, Progress, RestoreDeviceError,
+    SaveDeviceError, UpdateDeviceError, VirtioDevice, VirtioDeviceState,
 };
 
 const QUEUE_MAX_SIZES: [u16; 2] = [256, 256];
@@ -91,14 +91,12 @@ impl Net {
     }
 
     fn events(&self) -> impl Iterator<Item = (RawFd, Event)> {
-        let timer = |limiter: &RateLimiter, event| limiter.event_fd().map(|fd| (fd, event));
         [
-            Some((self.tap.event_fd(), Event::Tap)),
-            timer(&self.rx.limiter, Event::RxTimer),
-            timer(&self.tx.limiter, Event::TxTimer),
+            (self.tap.event_fd(), Event::Tap),
+            (self.rx.limiter.event_fd(), Event::RxTimer),
+            (self.tx.limiter.event_fd(), Event::TxTimer),
         ]
         .into_iter()
-        .flatten()
     }
 }
 
@@ -165,10 +163,16 @@ impl VirtioDevice for Net {
         let Some((_, event)) = self.events().nth(event_index) else {
             return Ok(Progress::Done);
         };
-        match event {
-            Event::Tap => self.rx.on_tap_readable(),
+        let goes_on = match event {
+            Event::Tap => {
+                self.rx.on_tap_readable();
+                true
+            }
             Event::RxTimer => self.rx.limiter.on_timer(),
             Event::TxTimer => self.tx.limiter.on_timer(),
+        };
+        if !goes_on {
+            return Ok(Progress::Done);
         }
         match (io, event) {
             (None, _) => Ok(Progress::Done),
@@ -180,6 +184,29 @@ impl VirtioDevice for Net {
     fn reset(&mut self) {
         self.rx.reset();
         self.offloads = Offloads::default();
+    }
+
+    fn update(
+        &mut self,
+        _io: Option<&mut DeviceIo<'_>>,
+        update: DeviceUpdate,
+    ) -> Result<Vec<usize>, UpdateDeviceError> {
+        let DeviceUpdate::Net {
+            rx_rate_limiter,
+            tx_rate_limiter,
+        } = update
+        else {
+            return Err(UpdateDeviceError::OtherDevice);
+        };
+        // Both or none.
+        RateLimiter::new(&rx_rate_limiter)?;
+        self.tx.limiter.change(&tx_rate_limiter)?;
+        self.rx.limiter.change(&rx_rate_limiter)?;
+        let config = &mut self.config;
+        config.rx_rate_limiter = config.rx_rate_limiter.changed_by(&rx_rate_limiter);
+        config.tx_rate_limiter = config.tx_rate_limiter.changed_by(&tx_rate_limiter);
+        // What waited for a timer that does not expire any more.
+        Ok(vec![RX_QUEUE, TX_QUEUE])
     }
 
     fn save(&self) -> Result<VirtioDeviceState, SaveDeviceError> {

@@ -4,6 +4,7 @@ mod in_flight;
 mod opening;
 mod requests;
 mod restore;
+mod update;
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -68,6 +69,7 @@ fn pipe_disk() -> (Block, File) {
     let (read, write) = std::io::pipe().unwrap();
     let disk = Disk {
         file: OwnedFd::from(read).into(),
+        path: "a pipe".into(),
         nsectors: NSECTORS,
         // A pipe cannot be flushed.
         read_only: true,

@@ -103,3 +103,37 @@ fn a_turn_ends_before_a_full_queue_does() {
     assert!(!driver.transport.save().unwrap().queues[TX_QUEUE].kick_pending);
     assert_eq!(std::iter::from_fn(|| receive(&network)).count(), 64);
 }
+
+#[test]
+fn frames_that_wait_go_on_under_other_limits() {
+    use crate::virtio::{DeviceUpdate, UpdateDeviceError};
+
+    let (mut driver, network) = booted(config(), 0);
+    let change = |driver: &mut Driver, rx: RateLimiterConfig, tx: RateLimiterConfig| {
+        driver.transport.update(DeviceUpdate::Net {
+            rx_rate_limiter: rx,
+            tx_rate_limiter: tx,
+        })
+    };
+    // A device that had none gets them.
+    change(&mut driver, ops(1, HOUR_MS), bytes(100, HOUR_MS)).unwrap();
+    for seed in 0..3 {
+        offer_rx(&mut driver, 1526);
+        send(&network, &frame(100, seed));
+        transmit(&mut driver, &frame(100, seed), &[112]);
+    }
+    driver.run();
+    assert!(take_rx(&mut driver).is_some() && receive(&network).is_some());
+    assert!(take_rx(&mut driver).is_none() && receive(&network).is_none());
+    // One of the two cannot be: both stay.
+    let refused = change(&mut driver, ops(u64::MAX, 1), ops(0, 0));
+    assert!(matches!(refused, Err(UpdateDeviceError::RateLimiter(_))));
+    driver.run();
+    assert!(take_rx(&mut driver).is_none() && receive(&network).is_none());
+    change(&mut driver, ops(1, HOUR_MS), bytes(0, 0)).unwrap();
+    driver.run();
+    assert_eq!(take_rx(&mut driver), Some(received(frame(100, 1), 1)));
+    assert_eq!(take_rx(&mut driver), None);
+    assert_eq!(receive(&network), Some(frame(100, 1)));
+    assert_eq!(receive(&network), Some(frame(100, 2)));
+}
