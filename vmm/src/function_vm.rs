@@ -4,7 +4,7 @@ use std::io::Read;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use reapvm_snapshot::Manifest;
+use reapvm_snapshot::{Manifest, SnapshotId};
 use serde_json::Value;
 use thiserror::Error;
 
@@ -45,8 +45,11 @@ pub enum FunctionVmError {
         /// The end of its console's output.
         console: String,
     },
-    /// The guest holds on to a connection that is closed.
-    #[error("the guest did not close the warm-up's connection within {} s", SETTLE_TIMEOUT.as_secs())]
+    /// The guest or a client of the host holds on to a connection.
+    #[error(
+        "a connection to the guest is still open after {} s: a machine is saved without any",
+        SETTLE_TIMEOUT.as_secs()
+    )]
     NotSettled,
 }
 
@@ -101,20 +104,32 @@ impl FunctionVm {
             machine.vsock()?;
         }
         machine.resume()?;
+        let vm = Self {
+            machine,
+            console: watch,
+        };
+        vm.wait_until(ready, timeout)?;
+        Ok(vm)
+    }
+
+    /// Waits until the guest, which runs, is `ready`.
+    ///
+    /// # Errors
+    /// [`FunctionVmError::NotReady`], also when the guest has ended.
+    pub fn wait_until(&self, ready: &ReadyWhen, timeout: Duration) -> Result<(), FunctionVmError> {
+        let (machine, watch) = (&self.machine, &self.console);
         let exits = machine.exits();
         let ended = || exits.reason().is_some();
         let is_ready = match ready {
             ReadyWhen::ConsoleLine(line) => watch.wait_for_line(line, timeout, ended),
             ReadyWhen::ConsoleText(text) => watch.wait_for_text(text, timeout, ended),
-            ReadyWhen::VsockPort(port) => wait_for_port(&machine, *port, timeout)?,
+            ReadyWhen::VsockPort(port) => wait_for_port(machine, *port, timeout)?,
         };
-        if !is_ready {
-            return Err(not_ready(exits.reason().as_ref(), timeout, &watch));
+        if is_ready {
+            Ok(())
+        } else {
+            Err(not_ready(exits.reason().as_ref(), timeout, watch))
         }
-        Ok(Self {
-            machine,
-            console: watch,
-        })
     }
 
     /// One invocation on a connection of its own.
@@ -131,6 +146,26 @@ impl FunctionVm {
     /// # Errors
     /// See [`FunctionVmError`].
     pub fn save(&mut self, dir: &Path) -> Result<Manifest, FunctionVmError> {
+        self.settle()?;
+        Ok(self.machine.save(dir)?)
+    }
+
+    /// As [`save`](Self::save), but only what was written since snapshot `base`: see
+    /// [`Machine::save_diff`].
+    ///
+    /// # Errors
+    /// See [`FunctionVmError`].
+    pub fn save_diff(
+        &mut self,
+        dir: &Path,
+        base: &SnapshotId,
+    ) -> Result<Manifest, FunctionVmError> {
+        self.settle()?;
+        Ok(self.machine.save_diff(dir, base)?)
+    }
+
+    /// Waits until no connection is left, and pauses the machine.
+    fn settle(&mut self) -> Result<(), FunctionVmError> {
         if self.machine.config().vsock.is_some() {
             let vsock = self.machine.vsock()?;
             let deadline = Instant::now() + SETTLE_TIMEOUT;
@@ -141,8 +176,7 @@ impl FunctionVm {
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
-        self.machine.pause()?;
-        Ok(self.machine.save(dir)?)
+        Ok(self.machine.pause()?)
     }
 }
 

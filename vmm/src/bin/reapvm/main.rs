@@ -15,8 +15,10 @@ fn main() -> ExitCode {
     // First of all: the mark "process_start" of a cold start.
     let process_start_ns = reapvm::clock::monotonic_ns();
     let arguments = cli::Arguments::parse();
-    output::set_up_logging(arguments.log);
-    match command::run(arguments.command, process_start_ns) {
+    let command = arguments.command;
+    let default = command.runs_for_long().then(output::warnings);
+    output::set_up_logging(arguments.log.or(default));
+    match command::run(command, process_start_ns) {
         Ok(code) => code,
         Err(error) => {
             output::print_error(error.as_ref());

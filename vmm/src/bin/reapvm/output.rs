@@ -7,6 +7,12 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+/// What is told of a machine that runs for long, unless another filter is given: what goes wrong
+/// while it goes on.
+pub(crate) fn warnings() -> Targets {
+    Targets::new().with_default(tracing::level_filters::LevelFilter::WARN)
+}
+
 /// Logging costs nothing on the start path unless it is asked for.
 pub(crate) fn set_up_logging(filter: Option<Targets>) {
     let Some(filter) = filter else { return };

@@ -26,7 +26,8 @@ ondemand, record and prefetch.")]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     pub(crate) command: Command,
-    /// Write log lines to standard error, for example `debug` or `reapvm_reap=trace`
+    /// Write log lines to standard error, for example `debug` or `reapvm_reap=trace` [default:
+    /// `warn` for run and restore, `off` for the others]
     #[arg(long, global = true, value_name = "FILTER", env = "REAPVM_LOG")]
     pub(crate) log: Option<tracing_subscriber::filter::Targets>,
 }
@@ -52,7 +53,24 @@ pub(crate) enum Command {
     Image(ImageCommand),
 }
 
+impl Command {
+    /// Whether it is there for its machine until that ends, and not for one answer of it.
+    pub(crate) fn runs_for_long(&self) -> bool {
+        matches!(self, Self::Run(_) | Self::Restore(_))
+    }
+}
+
+/// How `run` and `restore` end.
+const EXIT_CODES: &str = "\
+Exit codes:
+  0      the guest reset or powered off its machine
+  1      the machine or its guest failed: the message says how
+  2      the command line is wrong
+  3      the guest's kernel panicked, and said so through pvpanic
+  128+N  signal N ended the machine";
+
 #[derive(Args)]
+#[command(after_help = EXIT_CODES)]
 pub(crate) struct Run {
     #[command(flatten)]
     pub(crate) machine: MachineOptions,
@@ -225,6 +243,8 @@ pub(crate) struct Invoke {
 }
 
 #[derive(Args)]
+#[command(after_help = EXIT_CODES)]
+#[command(group = clap::ArgGroup::new("ready").multiple(true))]
 pub(crate) struct Restore {
     /// The snapshot directory
     pub(crate) dir: PathBuf,
@@ -236,7 +256,22 @@ pub(crate) struct Restore {
     /// The serial port: `stdio`, `none`, or a file that takes its output
     #[arg(long, value_name = "WHERE", default_value = "stdio")]
     pub(crate) serial: Serial,
-    /// End the machine with an error if the guest has not ended by itself after this long
+    /// Save the machine when it is ready, and end: the snapshot directory to make
+    ///
+    /// Ready is a machine whose guest is as --wait-for says, and has served --warm-up.
+    #[arg(long, value_name = "DIR", requires = "ready")]
+    pub(crate) save_to: Option<PathBuf>,
+    /// Save only the pages that were written since the snapshot was made: see `snapshot merge`
+    #[arg(long, requires = "save_to")]
+    pub(crate) diff: bool,
+    /// Save when the console says TEXT, or when a vsock port takes connections: `vsock:PORT`
+    #[arg(long, value_name = "TEXT|vsock:PORT", value_parser = wait_for, group = "ready", requires = "save_to")]
+    pub(crate) wait_for: Option<WaitFor>,
+    /// Serve one invocation with this input before saving
+    #[arg(long, value_name = "JSON", value_parser = json, group = "ready", requires = "save_to")]
+    pub(crate) warm_up: Option<serde_json::Value>,
+    /// End the machine with an error if the guest has not ended by itself, or is not ready to be
+    /// saved [default: 60], after this long
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) timeout: Option<Duration>,
 }

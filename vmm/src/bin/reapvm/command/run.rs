@@ -1,5 +1,6 @@
 //! `reapvm run`.
 
+use std::error::Error;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -11,13 +12,18 @@ use reapvm::vcpu::GuestExit;
 
 use super::CommandResult;
 use crate::cli::{Run, Serial};
+use crate::output::print_error;
 use crate::terminal::{RawTerminal, Termination, watch_termination};
+
+/// Exit code when the guest's kernel has panicked.
+const GUEST_PANICKED: u8 = 3;
 
 pub(super) fn run(arguments: &Run) -> CommandResult {
     let config = arguments.machine.config()?;
+    let console = console(&arguments.serial)?;
     // Before any thread is started: they all inherit the blocked signals.
     let termination = watch_termination()?;
-    let machine = Machine::boot(config, console(&arguments.serial)?)?;
+    let machine = Machine::boot(config, console)?;
     run_to_its_end(machine, &arguments.serial, termination, arguments.timeout)
 }
 
@@ -59,22 +65,37 @@ pub(super) fn run_to_its_end(
         Serial::Stdio => RawTerminal::enter(),
         Serial::None | Serial::File(_) => None,
     };
-    machine.resume()?;
-    let exit = machine.wait(timeout);
+    let exit = match machine.resume() {
+        Ok(()) => machine.wait(timeout),
+        // A signal that came while the machine was being made.
+        Err(error) => match machine.exits().reason() {
+            Some(exit) => Some(exit),
+            None => return Err(error.into()),
+        },
+    };
     drop(terminal);
     match exit {
-        Some(GuestExit::Reset) => Ok(ExitCode::SUCCESS),
-        Some(GuestExit::Stopped) => {
-            // As a shell reports a program that a signal has ended.
-            Ok(ExitCode::from(
-                128 + termination.signal().unwrap_or(libc::SIGTERM as u8),
-            ))
-        }
-        Some(exit) => Err(format!("the guest failed: {}", describe_exit(&exit)).into()),
+        Some(exit) => Ok(exit_code(&exit, &termination)),
         None => Err(format!(
             "the guest had not ended after {:.1} s (--timeout)",
             timeout.unwrap_or_default().as_secs_f64()
         )
         .into()),
     }
+}
+
+/// What the program ends with when its guest has ended so; a failure is told.
+pub(super) fn exit_code(exit: &GuestExit, termination: &Termination) -> ExitCode {
+    let code = match exit {
+        GuestExit::Reset => return ExitCode::SUCCESS,
+        // As a shell reports a program that a signal has ended.
+        GuestExit::Stopped => {
+            return ExitCode::from(128 + termination.signal().unwrap_or(libc::SIGTERM as u8));
+        }
+        GuestExit::Panicked => ExitCode::from(GUEST_PANICKED),
+        _ => ExitCode::FAILURE,
+    };
+    let message: Box<dyn Error> = format!("the guest failed: {}", describe_exit(exit)).into();
+    print_error(message.as_ref());
+    code
 }

@@ -30,8 +30,7 @@ fn create(arguments: &SnapshotCreate) -> CommandResult {
     let config = arguments.machine.config()?;
     let name = config.function.clone();
     let ready = match (&arguments.wait_for, &name) {
-        (Some(WaitFor::Text(text)), _) => ReadyWhen::ConsoleText(text.clone()),
-        (Some(WaitFor::VsockPort(port)), _) => ReadyWhen::VsockPort(*port),
+        (Some(wait_for), _) => ready_when(wait_for),
         (None, Some(_)) => ReadyWhen::default(),
         (None, None) => {
             return Err(
@@ -62,6 +61,14 @@ fn create(arguments: &SnapshotCreate) -> CommandResult {
         manifest.memory.page_count()
     );
     Ok(ExitCode::SUCCESS)
+}
+
+/// By what the guest shows that it is ready.
+pub(super) fn ready_when(wait_for: &WaitFor) -> ReadyWhen {
+    match wait_for {
+        WaitFor::Text(text) => ReadyWhen::ConsoleText(text.clone()),
+        WaitFor::VsockPort(port) => ReadyWhen::VsockPort(*port),
+    }
 }
 
 /// What `snapshot info` tells of a file that is made after the snapshot.
