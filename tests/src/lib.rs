@@ -11,6 +11,7 @@ pub mod guest;
 pub mod launcher;
 pub mod namespace;
 pub mod scratch;
+pub mod server;
 pub mod snapshots;
 pub mod socket;
 pub mod watchdog;

@@ -5,6 +5,7 @@ mod bench;
 mod cli;
 mod command;
 mod output;
+mod serve;
 mod terminal;
 
 use std::process::ExitCode;

@@ -1,6 +1,7 @@
 //! The command line.
 
 mod machine;
+mod serve;
 mod trace;
 
 use std::path::PathBuf;
@@ -10,6 +11,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use reapvm_reap::{InstallMethod, MemoryRestoreMode};
 
 pub(crate) use machine::{MachineOptions, OverrideOptions};
+pub(crate) use serve::{
+    Request, RequestCommand, RequestInvoke, Serve, ServeWorker, TemplateArgument,
+};
 pub(crate) use trace::{TraceCommand, TraceFlags, TraceInfo, TraceRecordArguments};
 
 /// A minimal KVM hypervisor that starts snapshots with their working set prefetched (REAP).
@@ -46,6 +50,13 @@ pub(crate) enum Command {
     /// Record traces of page faults, and look into them
     #[command(subcommand)]
     Trace(TraceCommand),
+    /// Serve starts from snapshots over a Unix socket, from machines that are prepared beforehand
+    Serve(Serve),
+    /// Ask a server that runs `reapvm serve`
+    Request(Request),
+    /// The process of one machine of `reapvm serve`
+    #[command(hide = true)]
+    ServeWorker(ServeWorker),
     /// Measure warm and cold starts of the built-in functions
     Bench(Bench),
     /// The built-in guest's image

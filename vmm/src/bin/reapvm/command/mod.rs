@@ -10,8 +10,10 @@ mod trace;
 use std::error::Error;
 use std::process::ExitCode;
 
-use crate::bench;
 use crate::cli::Command;
+use crate::{bench, serve};
+
+pub(crate) use invoke::print as print_report;
 
 /// What a subcommand returns: it fails with whatever error it met, which `main` prints.
 pub(crate) type CommandResult = Result<ExitCode, Box<dyn Error>>;
@@ -23,6 +25,9 @@ pub(crate) fn run(command: Command, process_start_ns: u64) -> CommandResult {
         Command::Invoke(arguments) => invoke::run(&arguments, process_start_ns),
         Command::Restore(arguments) => restore::run(&arguments),
         Command::Trace(command) => trace::run(command),
+        Command::Serve(arguments) => serve::run(arguments),
+        Command::Request(arguments) => serve::request(&arguments),
+        Command::ServeWorker(arguments) => serve::run_worker(&arguments, process_start_ns),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Image(command) => image::run(command),
     }
