@@ -13,6 +13,9 @@
 //! | [`PageStates`] | which pages are in place, for who saves the memory without touching it |
 //! | [`Recording`] | the first touch of each page, in order |
 //! | [`WorkingSet`] | the file of the recorded pages, packed in the order of their installation |
+//! | [`EvolvingSet`] | a working set that is recorded again when it misses too much |
+//! | [`TouchCounts`] | the pages of one or more recordings, to merge and to compare |
+//! | [`TouchProbe`] | which prefetched pages the guest touched, by the kernel's marks |
 //! | [`WorkingSetReader`] | reads that file past the page cache, for [`Pager::install`] |
 //! | [`FaultTrace`] | every fault, in a bounded buffer, while that is wanted |
 //! | [`trace`] | touches of pages as a file |
@@ -32,6 +35,7 @@
     )
 )]
 
+mod evolution;
 mod extents;
 mod mode;
 mod page_bitmap;
@@ -45,8 +49,11 @@ mod recorder;
 mod region;
 mod regular_file;
 mod serve;
+mod set_layout;
 mod source;
 mod stats;
+mod touch_counts;
+mod touch_probe;
 pub mod trace;
 mod tracer;
 mod uffd;
@@ -54,6 +61,10 @@ mod wire;
 mod working_set;
 mod working_set_reader;
 
+pub use evolution::{
+    EvolutionError, EvolutionRules, EvolvingSet, Plan, Prefetched, RecordReason, Recorded,
+    WorkingSetState, WorkingSetStateError,
+};
 pub use extents::{Extent, merge_first_touch};
 pub use mode::{MemoryRestoreMode, ParseMemoryRestoreModeError};
 pub use page_states::{PageState, PageStates};
@@ -63,8 +74,11 @@ pub use prefetch::{InstallError, InstallMethod, InstallReport};
 pub use recorder::Recording;
 pub use region::{MemoryRegion, RegionError};
 pub use serve::ServeError;
+pub use set_layout::{Bar, BlockDensity, SetLayout, TouchedBy};
 pub use source::{Page, PageSource, PageSourceError, SnapshotPageSource};
 pub use stats::PagerStats;
+pub use touch_counts::{Difference, MergeRule, PageTouches, TooManyRecordings, TouchCounts};
+pub use touch_probe::{TouchProbe, TouchProbeError, TouchedPages};
 pub use trace::{Access, Outcome, TraceError, TraceRecord};
 pub use tracer::{DEFAULT_TRACE_RECORDS, FaultTrace};
 pub use uffd::UffdError;

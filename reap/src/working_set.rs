@@ -1,271 +1,57 @@
-//! The working-set file: the pages that an invocation touched, packed in the order in which they
-//! are installed.
+//! The working-set file: the pages that invocations touched, packed in the order in which they are
+//! installed, each with the number of recordings that touched it.
 //!
-//! # Format, version 1
+//! # Format, version 2
 //! All numbers are little-endian. A header of 64 bytes:
 //!
 //! | offset | bytes | what |
 //! |---|---|---|
 //! | 0 | 8 | `REAPVMWS` |
-//! | 8 | 4 | version, 1 |
+//! | 8 | 4 | version, 2 |
 //! | 12 | 4 | flags, zero |
 //! | 16 | 16 | id of the snapshot that the working set belongs to |
 //! | 32 | 8 | number of extents |
 //! | 40 | 8 | number of pages |
 //! | 48 | 8 | offset of the pages: the first multiple of 4096 after the tables |
 //! | 56 | 4 | CRC32C of all bytes before the pages but these four |
-//! | 60 | 4 | zero |
+//! | 60 | 4 | of how many recordings it was made, 1 to 65535 |
 //!
-//! Then the extents, 16 bytes each (guest-physical address, number of pages), in the order of
-//! installation; then the CRC32C of each page, 4 bytes each; zeroes up to the next multiple of
-//! 4096; then the pages in the order of the extents. The file ends with the last page, so its
-//! length is a multiple of 4096 and all of it can be read with O_DIRECT at once.
+//! Then three tables: the extents, 16 bytes each (guest-physical address, number of pages), in the
+//! order of installation; the CRC32C of each page, 4 bytes each; and of each page how many of the
+//! recordings touched it, 2 bytes each, at least 1 and at most the number in the header. Zeroes up
+//! to the next multiple of 4096; then the pages in the order of the extents. The file ends with the
+//! last page, so its length is a multiple of 4096 and all of it can be read with O_DIRECT at once.
+//!
+//! Version 1 had no third table and zero in place of the number of recordings. It is refused by its
+//! number: a set is recorded again in the time of one invocation.
 
+mod error;
+mod header;
+
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use reapvm_snapshot::checksum::{Crc32c, crc32c};
-use reapvm_snapshot::files::{self, ReplaceFileError};
-use reapvm_snapshot::{PAGE_SIZE, SnapshotId};
+use reapvm_snapshot::{PAGE_SIZE, SnapshotId, files};
 
 use crate::PAGE_SIZE_BYTES;
 use crate::extents::{Extent, check_extents, merge_first_touch};
 use crate::regular_file;
 use crate::source::{Page, PageSource, PageSourceError};
-use crate::wire::{array_at, u32_at, u64_at};
+use crate::touch_counts::{PageTouches, TouchCounts};
+use crate::wire::{u16_at, u32_at, u64_at};
 use crate::working_set_reader::WorkingSetReader;
 
-const MAGIC: [u8; 8] = *b"REAPVMWS";
-const VERSION: u32 = 1;
-pub(crate) const HEADER_BYTES: usize = 64;
-const CRC_OFFSET: usize = 56;
-const EXTENT_BYTES: u64 = 16;
-const PAGE_CRC_BYTES: u64 = 4;
-
-/// Why a working set was not written, not read or is refused.
-#[derive(Debug, thiserror::Error)]
-pub enum WorkingSetError {
-    /// There is no working set.
-    #[error("there is no working set {path}: invoke once with memory mode record to make one")]
-    Missing {
-        /// The file.
-        path: PathBuf,
-    },
-    /// The file cannot be read.
-    #[error("cannot read the working set {path}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// The file cannot be read past the page cache, which a prefetch needs.
-    #[error(
-        "the file system of {path} ({filesystem}) cannot read it with O_DIRECT, as a prefetch \
-         does: use memory mode ondemand, or move the snapshot to another file system"
-    )]
-    NoDirectIo {
-        /// The file.
-        path: PathBuf,
-        /// Name of the file system, or its magic number.
-        filesystem: String,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// There is no memory for the file's contents.
-    #[error("no memory for the {len_bytes} bytes of the working set {path}")]
-    NoMemory {
-        /// The file.
-        path: PathBuf,
-        /// Its length.
-        len_bytes: u64,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// The file was not written; an older one is untouched.
-    #[error("cannot write the working set {path}")]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: ReplaceFileError,
-    },
-    /// A page for the file could not be had; an older file is untouched.
-    #[error("cannot write the working set {path}: a page of it cannot be had")]
-    Source {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: PageSourceError,
-    },
-    /// The file is of another version.
-    #[error(
-        "the working set {path} is of version {version}, this program reads version {VERSION}: \
-         record again"
-    )]
-    Version {
-        /// The file.
-        path: PathBuf,
-        /// Its version.
-        version: u32,
-    },
-    /// The working set was recorded from another snapshot.
-    #[error(
-        "the working set {path} belongs to snapshot {found}, not to this one ({expected}): record \
-         again"
-    )]
-    Foreign {
-        /// The file.
-        path: PathBuf,
-        /// The snapshot it belongs to.
-        found: SnapshotId,
-        /// The snapshot it was opened for.
-        expected: SnapshotId,
-    },
-    /// The file ends too early.
-    #[error("the working set {path} is truncated: record again")]
-    Truncated {
-        /// The file.
-        path: PathBuf,
-    },
-    /// The file is damaged, or is no working set.
-    #[error("the working set {path} is damaged ({reason}): record again")]
-    Corrupt {
-        /// The file.
-        path: PathBuf,
-        /// What does not hold.
-        reason: String,
-    },
-    /// A page in the file is damaged.
-    #[error(
-        "the working set {path} is damaged (checksum of the page at guest address {gpa:#x}): \
-         record again"
-    )]
-    CorruptPage {
-        /// The file.
-        path: PathBuf,
-        /// The page's guest-physical address.
-        gpa: u64,
-    },
-}
-
-/// What is wrong with the bytes of a working set; [`WorkingSetError`] adds the file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Defect {
-    Version(u32),
-    Foreign {
-        found: SnapshotId,
-        expected: SnapshotId,
-    },
-    Truncated,
-    Corrupt(String),
-}
-
-impl Defect {
-    pub(crate) fn at(self, path: &Path) -> WorkingSetError {
-        let path = path.to_owned();
-        match self {
-            Self::Version(version) => WorkingSetError::Version { path, version },
-            Self::Foreign { found, expected } => WorkingSetError::Foreign {
-                path,
-                found,
-                expected,
-            },
-            Self::Truncated => WorkingSetError::Truncated { path },
-            Self::Corrupt(reason) => WorkingSetError::Corrupt { path, reason },
-        }
-    }
-}
-
-/// The header, checked against the file's length, the snapshot and the size of guest memory: what
-/// it says bounds every allocation that follows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Header {
-    pub(crate) id: SnapshotId,
-    pub(crate) extent_count: u64,
-    pub(crate) page_count: u64,
-    pub(crate) data_offset: u64,
-    crc32c: u32,
-}
-
-impl Header {
-    /// Checks the first bytes of a file of `len_bytes`, for the snapshot `expected` with
-    /// `memory_bytes` of guest memory.
-    pub(crate) fn decode(
-        bytes: &[u8],
-        len_bytes: u64,
-        expected: &SnapshotId,
-        memory_bytes: u64,
-    ) -> Result<Self, Defect> {
-        let corrupt = |reason: &str| Defect::Corrupt(reason.to_owned());
-        let magic: [u8; 8] = array_at(bytes, 0).ok_or(Defect::Truncated)?;
-        if magic != MAGIC {
-            return Err(corrupt("it does not begin as a working set does"));
-        }
-        let version = u32_at(bytes, 8).ok_or(Defect::Truncated)?;
-        if version != VERSION {
-            return Err(Defect::Version(version));
-        }
-        let flags = u32_at(bytes, 12).ok_or(Defect::Truncated)?;
-        if flags != 0 {
-            return Err(corrupt("it has unknown flags"));
-        }
-        let header = Self {
-            id: SnapshotId::from_bytes(array_at(bytes, 16).ok_or(Defect::Truncated)?),
-            extent_count: u64_at(bytes, 32).ok_or(Defect::Truncated)?,
-            page_count: u64_at(bytes, 40).ok_or(Defect::Truncated)?,
-            data_offset: u64_at(bytes, 48).ok_or(Defect::Truncated)?,
-            crc32c: u32_at(bytes, CRC_OFFSET).ok_or(Defect::Truncated)?,
-        };
-        if bytes.len() < HEADER_BYTES {
-            return Err(Defect::Truncated);
-        }
-        if header.id != *expected {
-            return Err(Defect::Foreign {
-                found: header.id,
-                expected: *expected,
-            });
-        }
-        // These bounds also keep the arithmetic below from overflowing.
-        if header.page_count > memory_bytes / PAGE_SIZE_BYTES {
-            return Err(corrupt("it has more pages than the guest's memory"));
-        }
-        if header.extent_count > header.page_count {
-            return Err(corrupt("it has more extents than pages"));
-        }
-        if header.data_offset != data_offset(header.extent_count, header.page_count) {
-            return Err(corrupt("its pages do not begin where its tables end"));
-        }
-        let expected_bytes = header.len_bytes();
-        if len_bytes < expected_bytes {
-            return Err(Defect::Truncated);
-        }
-        if len_bytes > expected_bytes {
-            return Err(corrupt("it is longer than its header says"));
-        }
-        Ok(header)
-    }
-
-    /// Length of the whole file.
-    pub(crate) fn len_bytes(&self) -> u64 {
-        // Saturates only for a memory size that no machine has; no file is that long.
-        self.data_offset
-            .saturating_add(self.page_count.saturating_mul(PAGE_SIZE_BYTES))
-    }
-}
-
-/// Offset of the pages in a file with so many extents and pages, each at most 2^52.
-fn data_offset(extent_count: u64, page_count: u64) -> u64 {
-    (HEADER_BYTES as u64 + extent_count * EXTENT_BYTES + page_count * PAGE_CRC_BYTES)
-        .next_multiple_of(PAGE_SIZE_BYTES)
-}
+pub use error::WorkingSetError;
+pub(crate) use error::{Defect, read_error};
+pub(crate) use header::Header;
+use header::{
+    CRC_OFFSET, EXTENT_BYTES, HEADER_BYTES, MAGIC, PAGE_CRC_BYTES, PAGE_RECORDINGS_BYTES, VERSION,
+    data_offset,
+};
 
 /// The checked description of a working set: which pages, in which order, in which file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -274,11 +60,16 @@ pub struct WorkingSet {
     extents: Vec<Extent>,
     /// In the order of the pages in the file.
     page_crc32cs: Vec<u32>,
+    /// Of how many recordings it was made.
+    recordings: u16,
+    /// How many of them touched each page, in the order of the pages in the file.
+    page_recordings: Vec<u16>,
     data_offset: u64,
 }
 
 impl WorkingSet {
-    /// Writes the working set of the snapshot `id` to `path`, replacing an older one at once.
+    /// Writes the working set of the snapshot `id` to `path`, replacing an older one at once. It is
+    /// that of one recording.
     ///
     /// `first_touch_gpas` are the guest-physical addresses of the recorded pages in the order of
     /// first touch. The contents come from `source`: they are the snapshot's, not those of the
@@ -292,13 +83,40 @@ impl WorkingSet {
         first_touch_gpas: &[u64],
         source: &mut dyn PageSource,
     ) -> Result<Self, WorkingSetError> {
-        let extents = merge_first_touch(first_touch_gpas);
-        let page_count = extents.iter().map(|extent| extent.pages).sum();
+        let touches = TouchCounts::of_recording(first_touch_gpas);
+        Self::write_counted(path, id, &touches, source)
+    }
+
+    /// As [`write`](Self::write), of any number of recordings.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub fn write_counted(
+        path: &Path,
+        id: &SnapshotId,
+        touches: &TouchCounts,
+        source: &mut dyn PageSource,
+    ) -> Result<Self, WorkingSetError> {
+        let gpas: Vec<u64> = touches.pages().iter().map(|page| page.gpa).collect();
+        let extents = merge_first_touch(&gpas);
+        let recordings_of: HashMap<u64, u16> = touches
+            .pages()
+            .iter()
+            .map(|page| (page.gpa, page.recordings))
+            .collect();
+        let page_recordings: Vec<u16> = extents
+            .iter()
+            .flat_map(Extent::page_gpas)
+            .filter_map(|gpa| recordings_of.get(&gpa).copied())
+            .collect();
+        let page_count = page_recordings.len() as u64;
         let mut set = Self {
             snapshot_id: *id,
             data_offset: data_offset(extents.len() as u64, page_count),
             extents,
             page_crc32cs: Vec::with_capacity(page_count as usize),
+            recordings: touches.recordings(),
+            page_recordings,
         };
         // `replace_file` carries only an I/O error out of the closure.
         let mut source_error = None;
@@ -344,15 +162,7 @@ impl WorkingSet {
         memory_bytes: u64,
     ) -> Result<Self, WorkingSetError> {
         let unreadable = |source| read_error(path, source);
-        let (file, len_bytes) = regular_file::open(path).map_err(unreadable)?;
-        let mut header = vec![0; len_bytes.min(HEADER_BYTES as u64) as usize];
-        file.read_exact_at(&mut header, 0).map_err(unreadable)?;
-        let header = Header::decode(&header, len_bytes, id, memory_bytes)
-            .map_err(|defect| defect.at(path))?;
-        let mut tables = vec![0; header.data_offset as usize];
-        file.read_exact_at(&mut tables, 0).map_err(unreadable)?;
-        let set = Self::decode_tables(&tables, &header).map_err(|defect| defect.at(path))?;
-
+        let (file, set) = Self::read_description(path, id, memory_bytes)?;
         let mut page = [0; PAGE_SIZE];
         let mut offset = set.data_offset;
         for (gpa, expected) in set.page_gpas().zip(&set.page_crc32cs) {
@@ -366,6 +176,59 @@ impl WorkingSet {
             offset += PAGE_SIZE_BYTES;
         }
         Ok(set)
+    }
+
+    /// Reads and verifies what the working set `path` consists of, through the page cache and
+    /// without its pages.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), but for O_DIRECT, and when the checksum of the tables does not
+    /// match.
+    pub fn describe(
+        path: &Path,
+        id: &SnapshotId,
+        memory_bytes: u64,
+    ) -> Result<Self, WorkingSetError> {
+        Ok(Self::read_description(path, id, memory_bytes)?.1)
+    }
+
+    /// The [fingerprint](Self::fingerprint) of the working set `path`, from its header alone.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), but for O_DIRECT.
+    pub(crate) fn read_fingerprint(
+        path: &Path,
+        id: &SnapshotId,
+        memory_bytes: u64,
+    ) -> Result<u32, WorkingSetError> {
+        Ok(Self::read_header(path, id, memory_bytes)?.1.crc32c)
+    }
+
+    fn read_header(
+        path: &Path,
+        id: &SnapshotId,
+        memory_bytes: u64,
+    ) -> Result<(File, Header), WorkingSetError> {
+        let unreadable = |source| read_error(path, source);
+        let (file, len_bytes) = regular_file::open(path).map_err(unreadable)?;
+        let mut header = vec![0; len_bytes.min(HEADER_BYTES as u64) as usize];
+        file.read_exact_at(&mut header, 0).map_err(unreadable)?;
+        let header = Header::decode(&header, len_bytes, id, memory_bytes)
+            .map_err(|defect| defect.at(path))?;
+        Ok((file, header))
+    }
+
+    fn read_description(
+        path: &Path,
+        id: &SnapshotId,
+        memory_bytes: u64,
+    ) -> Result<(File, Self), WorkingSetError> {
+        let unreadable = |source| read_error(path, source);
+        let (file, header) = Self::read_header(path, id, memory_bytes)?;
+        let mut tables = vec![0; header.data_offset as usize];
+        file.read_exact_at(&mut tables, 0).map_err(unreadable)?;
+        let set = Self::decode_tables(&tables, &header).map_err(|defect| defect.at(path))?;
+        Ok((file, set))
     }
 
     /// The snapshot that it belongs to.
@@ -392,8 +255,32 @@ impl WorkingSet {
         self.data_offset + self.page_count() * PAGE_SIZE_BYTES
     }
 
+    /// Of how many recordings it was made, at least 1.
+    #[must_use]
+    pub fn recordings(&self) -> u16 {
+        self.recordings
+    }
+
+    /// Its pages, in the order of installation, with how many of the recordings touched each.
+    #[must_use]
+    pub fn touch_counts(&self) -> TouchCounts {
+        let pages = self
+            .page_gpas()
+            .zip(&self.page_recordings)
+            .map(|(gpa, &recordings)| PageTouches { gpa, recordings })
+            .collect();
+        TouchCounts::from_checked(self.recordings, pages)
+    }
+
+    /// A number that tells this set from others of the same snapshot: it changes with the pages,
+    /// their order and their counts.
+    #[must_use]
+    pub fn fingerprint(&self) -> u32 {
+        tables_crc32c(&self.encode_tables())
+    }
+
     /// Guest-physical addresses of its pages, in the order of installation.
-    fn page_gpas(&self) -> impl Iterator<Item = u64> {
+    pub(crate) fn page_gpas(&self) -> impl Iterator<Item = u64> {
         self.extents.iter().flat_map(Extent::page_gpas)
     }
 
@@ -436,13 +323,17 @@ impl WorkingSet {
         bytes.extend_from_slice(&(self.extents.len() as u64).to_le_bytes());
         bytes.extend_from_slice(&self.page_count().to_le_bytes());
         bytes.extend_from_slice(&self.data_offset.to_le_bytes());
-        bytes.extend_from_slice(&[0; HEADER_BYTES - CRC_OFFSET]);
+        bytes.extend_from_slice(&[0; 4]);
+        bytes.extend_from_slice(&u32::from(self.recordings).to_le_bytes());
         for extent in &self.extents {
             bytes.extend_from_slice(&extent.gpa.to_le_bytes());
             bytes.extend_from_slice(&extent.pages.to_le_bytes());
         }
         for page_crc32c in &self.page_crc32cs {
             bytes.extend_from_slice(&page_crc32c.to_le_bytes());
+        }
+        for recordings in &self.page_recordings {
+            bytes.extend_from_slice(&recordings.to_le_bytes());
         }
         bytes.resize(self.data_offset as usize, 0);
         let crc32c = tables_crc32c(&bytes);
@@ -458,14 +349,16 @@ impl WorkingSet {
         if tables_crc32c(bytes) != header.crc32c {
             return Err(Defect::Corrupt("checksum of its tables".to_owned()));
         }
-        let (extents, page_crc32cs) = bytes
-            .get(HEADER_BYTES..)
-            .unwrap_or_default()
-            .split_at_checked((header.extent_count * EXTENT_BYTES) as usize)
-            .ok_or(Defect::Truncated)?;
-        let page_crc32cs = page_crc32cs
-            .get(..(header.page_count * PAGE_CRC_BYTES) as usize)
-            .ok_or(Defect::Truncated)?;
+        let mut tables = bytes.get(HEADER_BYTES..).unwrap_or_default();
+        let mut table = |entries: u64, entry_bytes: u64| {
+            let (table, rest) = tables.split_at_checked((entries * entry_bytes) as usize)?;
+            tables = rest;
+            Some(table)
+        };
+        let extents = table(header.extent_count, EXTENT_BYTES).ok_or(Defect::Truncated)?;
+        let page_crc32cs = table(header.page_count, PAGE_CRC_BYTES).ok_or(Defect::Truncated)?;
+        let page_recordings =
+            table(header.page_count, PAGE_RECORDINGS_BYTES).ok_or(Defect::Truncated)?;
         let extents: Vec<Extent> = extents
             .chunks_exact(EXTENT_BYTES as usize)
             .map(|extent| {
@@ -482,9 +375,24 @@ impl WorkingSet {
                 "its extents have another number of pages than its header says".to_owned(),
             ));
         }
+        let page_recordings: Vec<u16> = page_recordings
+            .chunks_exact(PAGE_RECORDINGS_BYTES as usize)
+            .map(|recordings| u16_at(recordings, 0))
+            .collect::<Option<_>>()
+            .ok_or(Defect::Truncated)?;
+        if page_recordings
+            .iter()
+            .any(|recordings| !(1..=header.recordings).contains(recordings))
+        {
+            return Err(Defect::Corrupt(
+                "a page was touched by none, or by more recordings than there were".to_owned(),
+            ));
+        }
         Ok(Self {
             snapshot_id: header.id,
             extents,
+            recordings: header.recordings,
+            page_recordings,
             page_crc32cs: page_crc32cs
                 .chunks_exact(PAGE_CRC_BYTES as usize)
                 .map(|page_crc32c| u32_at(page_crc32c, 0))
@@ -503,16 +411,6 @@ fn tables_crc32c(bytes: &[u8]) -> u32 {
     crc.finish()
 }
 
-/// The error for a failed read of the file `path`.
-pub(crate) fn read_error(path: &Path, source: io::Error) -> WorkingSetError {
-    let path = path.to_owned();
-    match source.kind() {
-        io::ErrorKind::NotFound => WorkingSetError::Missing { path },
-        io::ErrorKind::UnexpectedEof => WorkingSetError::Truncated { path },
-        _ => WorkingSetError::Read { path, source },
-    }
-}
-
 #[cfg(test)]
-#[path = "working_set_test.rs"]
+#[path = "working_set/test.rs"]
 mod tests;

@@ -43,7 +43,7 @@ pub use id::{GenerateIdError, ParseIdError, SnapshotId};
 pub use limits::{
     DIFF_FORMAT_VERSION, FORMAT_VERSION, MANIFEST_FILE, MAX_KIND_BYTES, MAX_MANIFEST_BYTES,
     MAX_MEMORY_BYTES, MAX_SECTION_BYTES, MAX_SECTIONS, MAX_STATE_BYTES, MEMORY_FILE,
-    MEMORY_INDEX_FILE, PAGE_SIZE, STATE_FILE, TRACE_FILE, WORKING_SET_FILE,
+    MEMORY_INDEX_FILE, PAGE_SIZE, STATE_FILE, TRACE_FILE, WORKING_SET_FILE, WORKING_SET_STATE_FILE,
 };
 pub use manifest::{FileInfo, Files, HostInfo, Manifest, ManifestError, MemoryInfo, RegionInfo};
 pub use memory_index::{MemoryIndex, MemoryIndexError, PageError, PageKind};

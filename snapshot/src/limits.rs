@@ -23,6 +23,8 @@ pub const MEMORY_FILE: &str = "memory";
 pub const MEMORY_INDEX_FILE: &str = "memory-index";
 /// The name of the working set, made after the snapshot and bound to its id.
 pub const WORKING_SET_FILE: &str = "working-set";
+/// The name of the state of a working set that evolves, bound to the snapshot's id.
+pub const WORKING_SET_STATE_FILE: &str = "working-set-state";
 /// The name of the fault trace, made after the snapshot and bound to its id.
 pub const TRACE_FILE: &str = "trace";
 

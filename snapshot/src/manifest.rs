@@ -19,7 +19,7 @@ use crate::checksum::crc32c;
 use crate::id::SnapshotId;
 use crate::limits::{
     DIFF_FORMAT_VERSION, FORMAT_VERSION, MANIFEST_FILE, MAX_MANIFEST_BYTES, MAX_MEMORY_BYTES,
-    MAX_STATE_BYTES, PAGE_BYTES, TRACE_FILE, WORKING_SET_FILE,
+    MAX_STATE_BYTES, PAGE_BYTES, TRACE_FILE, WORKING_SET_FILE, WORKING_SET_STATE_FILE,
 };
 use crate::memory_index::Layout;
 
@@ -371,7 +371,14 @@ fn invalid(what: String) -> ManifestError {
 
 /// A name that stays in the snapshot's directory and is nobody else's there.
 fn check_name(name: &str) -> Result<(), ManifestError> {
-    let reserved = [".", "..", MANIFEST_FILE, WORKING_SET_FILE, TRACE_FILE];
+    let reserved = [
+        ".",
+        "..",
+        MANIFEST_FILE,
+        WORKING_SET_FILE,
+        WORKING_SET_STATE_FILE,
+        TRACE_FILE,
+    ];
     let plain = (1..=255).contains(&name.len()) && !name.contains(['/', '\0']);
     if !plain || reserved.contains(&name) {
         return Err(invalid(format!(

@@ -13,7 +13,9 @@ use rustix::io::Errno;
 
 use crate::checksum::crc32c;
 use crate::id::SnapshotId;
-use crate::limits::{MANIFEST_FILE, MAX_MANIFEST_BYTES, TRACE_FILE, WORKING_SET_FILE};
+use crate::limits::{
+    MANIFEST_FILE, MAX_MANIFEST_BYTES, TRACE_FILE, WORKING_SET_FILE, WORKING_SET_STATE_FILE,
+};
 use crate::manifest::{FileInfo, Manifest, ManifestError};
 use crate::memory_index::{MemoryIndex, MemoryIndexError};
 use crate::state::{StateError, StateFile};
@@ -299,6 +301,12 @@ impl Snapshot {
     #[must_use]
     pub fn working_set_path(&self) -> PathBuf {
         self.dir.join(WORKING_SET_FILE)
+    }
+
+    /// Where the state of this snapshot's working set is, once it has evolved.
+    #[must_use]
+    pub fn working_set_state_path(&self) -> PathBuf {
+        self.dir.join(WORKING_SET_STATE_FILE)
     }
 
     /// Where the fault trace of this snapshot is, once it has been recorded.

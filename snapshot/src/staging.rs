@@ -20,6 +20,7 @@ use rustix::io::Errno;
 use crate::files::{TEMPORARY_INFIX, random_suffix, sync_directory};
 use crate::limits::{
     MANIFEST_FILE, MEMORY_FILE, MEMORY_INDEX_FILE, STATE_FILE, TRACE_FILE, WORKING_SET_FILE,
+    WORKING_SET_STATE_FILE,
 };
 use crate::writer::CreateError;
 
@@ -33,12 +34,13 @@ const LOCK_WAIT: Duration = Duration::from_millis(1);
 
 /// The names that a snapshot's files have. A directory with others in it is not replaced, for
 /// replacing removes what was there.
-const SNAPSHOT_FILES: [&str; 6] = [
+const SNAPSHOT_FILES: [&str; 7] = [
     MANIFEST_FILE,
     STATE_FILE,
     MEMORY_FILE,
     MEMORY_INDEX_FILE,
     WORKING_SET_FILE,
+    WORKING_SET_STATE_FILE,
     TRACE_FILE,
 ];
 

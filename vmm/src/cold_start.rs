@@ -1,12 +1,14 @@
 //! One cold start, with its marks: from the launcher's exec to the whole response.
 
+mod set_use;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use reapvm_reap::{
-    InstallMethod, InstallReport, MemoryRestoreMode, PageSourceError, SnapshotPageSource,
-    TraceError, WorkingSet, WorkingSetError,
+    EvolutionError, InstallMethod, InstallReport, MemoryRestoreMode, PageSourceError,
+    SnapshotPageSource, TraceError, WorkingSet, WorkingSetError,
 };
 use reapvm_snapshot::{OpenError, Snapshot};
 use serde::{Deserialize, Serialize};
@@ -20,13 +22,21 @@ use crate::machine::{
 };
 use crate::observe::{self, TraceOptions, TraceReport};
 use crate::residency;
+use set_use::SetRun;
+
+pub use set_use::{
+    EvolutionReport, MeasuredUse, ParseWorkingSetPolicyError, SetUse, WorkingSetOptions,
+    WorkingSetPolicy,
+};
 
 /// What is to be started.
 pub struct ColdStart<'a> {
     /// The snapshot directory.
     pub dir: &'a Path,
-    /// How memory comes back.
+    /// How memory comes back, unless the working set's policy says that.
     pub mode: MemoryRestoreMode,
+    /// What is to be known of the working set, and done about it.
+    pub set: WorkingSetOptions,
     /// How the working set is installed, in prefetch mode.
     pub install_method: InstallMethod,
     /// What this instance has other than the machine that was saved.
@@ -68,6 +78,9 @@ pub enum ColdStartError {
     /// The working set cannot be written.
     #[error(transparent)]
     WorkingSet(#[from] WorkingSetError),
+    /// The working set cannot evolve.
+    #[error(transparent)]
+    Evolution(#[from] EvolutionError),
     /// The trace cannot be written.
     #[error(transparent)]
     Trace(#[from] TraceError),
@@ -173,6 +186,10 @@ pub struct ColdStartReport {
     pub faults: Faults,
     /// Pages of the working set: installed (prefetch) or recorded (record).
     pub working_set_pages: Option<u64>,
+    /// How well the working set fitted: of a prefetch, and of a recording where there was a set.
+    pub working_set_use: Option<MeasuredUse>,
+    /// What this start did to the working set, where its policy is not that it is fixed.
+    pub evolution: Option<EvolutionReport>,
     /// What is in the trace, if one was asked for.
     #[serde(default)]
     pub trace: Option<TraceReport>,
@@ -199,7 +216,8 @@ impl ColdStartReport {
 pub struct Invoked {
     /// The answer, with what it took.
     pub report: ColdStartReport,
-    /// The machine; paused if it was recording, otherwise running.
+    /// The machine; paused if it was recording, or if its working set was measured or evolves,
+    /// otherwise running.
     pub machine: Machine,
 }
 
@@ -218,23 +236,25 @@ fn kernel_faults() -> (u64, u64) {
     (usage.ru_majflt as u64, usage.ru_minflt as u64)
 }
 
-/// Restores, invokes and measures. In record mode the working set and the trace are written
-/// after the response has arrived.
+/// Restores, invokes and measures. What is written (the working set and the trace in record mode,
+/// the set and its state where it evolves) is written after the response has arrived.
 ///
 /// # Errors
 /// See [`ColdStartError`]. A pager that fails ends the call with its error.
 pub fn run(start: &ColdStart<'_>, process_start_ns: u64) -> Result<Invoked, ColdStartError> {
     let faults_before = kernel_faults();
-    check_trace(start)?;
     let snapshot = Arc::new(Snapshot::open(start.dir)?);
+    let set_run = SetRun::plan(&snapshot, start.mode, start.set)?;
+    check_trace(start, set_run.mode)?;
     let options = RestoreOptions {
         install_method: start.install_method,
         overrides: start.overrides.clone(),
         trace_records: start.trace.map(|trace| trace.max_records),
-        ..RestoreOptions::new(start.mode)
+        observation: set_run.observation(),
+        ..RestoreOptions::new(set_run.mode)
     };
     let machine = Machine::restore(&snapshot, options)?;
-    invoke(machine, &snapshot, start, process_start_ns, faults_before)
+    invoke(machine, &set_run, start, process_start_ns, faults_before)
 }
 
 /// As [`run`], with a machine that was prepared before: directory and overrides of `start` are
@@ -251,26 +271,28 @@ pub fn run_prepared(
 ) -> Result<Invoked, ColdStartError> {
     let faults_before = kernel_faults();
     let snapshot = Arc::clone(prepared.snapshot());
-    check_trace(start)?;
+    let set_run = SetRun::plan(&snapshot, start.mode, start.set)?;
+    check_trace(start, set_run.mode)?;
     if let Some(trace) = start.trace {
         prepared.trace_faults(trace.max_records);
     }
-    let machine = prepared.restore(start.mode, start.install_method, None)?;
+    prepared.record_misses(set_run.observation().misses);
+    let machine = prepared.restore(set_run.mode, start.install_method, None)?;
     on_memory_ready();
-    invoke(machine, &snapshot, start, process_start_ns, faults_before)
+    invoke(machine, &set_run, start, process_start_ns, faults_before)
 }
 
 /// Whether there is somebody who sees what is to be traced.
-fn check_trace(start: &ColdStart<'_>) -> Result<(), ColdStartError> {
-    if start.trace.is_some() && !start.mode.uses_pager() {
-        return Err(ColdStartError::NoTrace { mode: start.mode });
+fn check_trace(start: &ColdStart<'_>, mode: MemoryRestoreMode) -> Result<(), ColdStartError> {
+    if start.trace.is_some() && !mode.uses_pager() {
+        return Err(ColdStartError::NoTrace { mode });
     }
     Ok(())
 }
 
 fn invoke(
     mut machine: Machine,
-    snapshot: &Arc<Snapshot>,
+    set_run: &SetRun<'_>,
     start: &ColdStart<'_>,
     process_start_ns: u64,
     (major_before, minor_before): (u64, u64),
@@ -299,48 +321,42 @@ fn invoke(
         .then(|| residency::process_memory(&machine.memory().host_ranges()))
         .transpose()
         .map_err(ColdStartError::Residency)?;
-    let mut working_set_pages = install.map(|report| report.pages);
-    if start.trace.is_some() || start.mode == MemoryRestoreMode::Record {
+    if start.trace.is_some() || set_run.needs_rest() {
         // What is written is then whole.
         machine.pause()?;
-    }
-    if start.mode == MemoryRestoreMode::Record {
-        working_set_pages = Some(if start.keep_recording {
-            write_recording(&machine, snapshot, start.input)?
-        } else {
-            machine
-                .memory()
-                .recording()
-                .map_or(0, |recording| recording.len() as u64)
-        });
     }
     let trace = match start.trace {
         Some(options) => {
             let input = start.input.to_string();
-            observe::write_pager_trace(&machine, &snapshot.id(), start.mode, options, &input)?
+            let id = set_run.snapshot().id();
+            observe::write_pager_trace(&machine, &id, set_run.mode, options, &input)?
         }
         None => None,
     };
-    let missed = if start.mode == MemoryRestoreMode::Prefetch {
-        stats.faults
-    } else {
-        0
+    let faults = Faults {
+        uffd: stats.faults,
+        kernel_major: major - major_before,
+        kernel_minor: minor - minor_before,
+        prefetched_pages: install.map_or(0, |report| report.pages),
+        missed_pages: match set_run.mode {
+            MemoryRestoreMode::Prefetch => stats.faults,
+            _ => 0,
+        },
     };
+    let set_result = set_run.finish(&machine, &faults, start)?;
     let report = ColdStartReport {
         function: machine.config().function.clone(),
-        mode: start.mode,
+        mode: set_run.mode,
         response: reply.value,
         total_ms: marks_ms.response,
         marks_ms,
         install_ms: install.map(InstallMs::from),
-        faults: Faults {
-            uffd: stats.faults,
-            kernel_major: major - major_before,
-            kernel_minor: minor - minor_before,
-            prefetched_pages: install.map_or(0, |report| report.pages),
-            missed_pages: missed,
-        },
-        working_set_pages,
+        faults,
+        working_set_pages: install
+            .map(|report| report.pages)
+            .or(set_result.recorded_pages),
+        working_set_use: set_result.set_use,
+        evolution: set_result.evolution,
         trace,
         guest_resident_kib: memory.map(|memory| memory.guest_kib),
         vmm_overhead_kib: memory.map(|memory| memory.vmm_kib),

@@ -2,6 +2,7 @@
 
 mod dirty_pages;
 mod save;
+mod touches;
 
 use std::io;
 use std::path::PathBuf;
@@ -14,7 +15,7 @@ use reapvm_devices::GuestMemory;
 use reapvm_reap::{
     DEFAULT_SPIN, FaultTrace, InstallError, InstallMethod, InstallReport, MemoryRegion,
     MemoryRestoreMode, PageSourceError, Pager, PagerConfig, PagerError, PagerStats, PhaseCell,
-    Recording, SnapshotPageSource, WorkingSet, WorkingSetError, WorkingSetReader,
+    Recording, SnapshotPageSource, TouchProbeError, WorkingSet, WorkingSetError, WorkingSetReader,
 };
 use reapvm_snapshot::{
     CreateError, MemoryReadError, MemoryReader, PAGE_SIZE, ReadError, RegionInfo, Snapshot,
@@ -28,6 +29,9 @@ use vm_memory::{Bytes, FileOffset, GuestAddress, GuestRegionMmap};
 use crate::arch::layout::{RamRange, ram_ranges};
 use crate::clock;
 use dirty_pages::DirtyPages;
+use touches::Measurement;
+
+pub use touches::Observation;
 
 /// Guest memory is read and written in pieces of this size.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -96,6 +100,9 @@ pub enum MemoryError {
     /// The working set cannot be used.
     #[error(transparent)]
     WorkingSet(#[from] WorkingSetError),
+    /// It cannot be said which pages the guest touched.
+    #[error(transparent)]
+    TouchProbe(#[from] TouchProbeError),
     /// The thread that installs the working set cannot be started or has died.
     #[error("the thread that installs the working set failed")]
     Thread(#[source] io::Error),
@@ -150,6 +157,12 @@ pub struct MemoryManager {
     install: Option<InstallReport>,
     /// Faults that a pager is to keep for a trace at most, if there is to be one.
     trace_records: Option<u64>,
+    /// The working set that was installed, in prefetch mode.
+    prefetched: Option<WorkingSetReader>,
+    /// What is to be known of how well it fits.
+    observation: Observation,
+    /// If it is to be measured which pages the guest touches.
+    measurement: Option<Measurement>,
 }
 
 impl MemoryManager {
@@ -239,7 +252,7 @@ impl MemoryManager {
                 let config = PagerConfig {
                     regions: self.regions.clone(),
                     source: Box::new(SnapshotPageSource::from(source)),
-                    record: mode.records(),
+                    record: mode.records() || self.observation.misses,
                     trace_records: self.trace_records,
                     phase: Arc::clone(&self.phase),
                     spin: DEFAULT_SPIN,
@@ -280,9 +293,10 @@ impl MemoryManager {
     /// pager's thread cannot be started; or it has failed already.
     pub(crate) fn wait_until_served(&mut self) -> Result<(), MemoryError> {
         if let Some(installation) = self.installation.take() {
-            let (pager, report) = installation.finish()?;
+            let (pager, report, working_set) = installation.finish()?;
             self.pager = Some(pager);
             self.install = Some(report);
+            self.prefetched = Some(working_set);
         }
         match self.pager.as_ref().and_then(Pager::failure) {
             Some(failure) => Err(failure.into()),
@@ -343,6 +357,9 @@ impl MemoryManager {
             installation: None,
             install: None,
             trace_records: None,
+            prefetched: None,
+            observation: Observation::default(),
+            measurement: None,
         })
     }
 
@@ -384,9 +401,10 @@ impl MemoryManager {
     /// # Errors
     /// [`MemoryError::Memslot`].
     pub fn register(&self, vm: &VmFd) -> Result<(), MemoryError> {
-        let flags = match self.dirty {
-            Some(_) => KVM_MEM_LOG_DIRTY_PAGES,
-            None => 0,
+        let flags = if self.dirty.is_some() || self.is_measuring_touches() {
+            KVM_MEM_LOG_DIRTY_PAGES
+        } else {
+            0
         };
         for (slot, region) in (0_u32..).zip(&self.regions) {
             let memslot = kvm_userspace_memory_region {
@@ -490,7 +508,11 @@ impl MemoryManager {
 
 /// The installation of a working set, under way on the thread `working-set`, which gives the pager
 /// back.
-struct Installation(JoinHandle<Result<(Pager, InstallReport), MemoryError>>);
+struct Installation(JoinHandle<Result<Installed, MemoryError>>);
+
+/// What an installation ends with: the set is the one that was installed, whatever its path names
+/// by then.
+type Installed = (Pager, InstallReport, WorkingSetReader);
 
 impl Installation {
     fn start(
@@ -511,14 +533,14 @@ impl Installation {
                 // Here and not when the end of this is waited for: whoever would wait may be in a
                 // call of KVM that touches a page that is not in the working set.
                 pager.start()?;
-                Ok((pager, report))
+                Ok((pager, report, working_set))
             })
             .map(Self)
             .map_err(MemoryError::Thread)
     }
 
     /// Waits for its end.
-    fn finish(self) -> Result<(Pager, InstallReport), MemoryError> {
+    fn finish(self) -> Result<Installed, MemoryError> {
         let panicked = || MemoryError::Thread(io::Error::other("it panicked"));
         self.0.join().map_err(|_| panicked())?
     }

@@ -23,7 +23,7 @@ use crate::boot::{self, BootError, EntryPoint};
 use crate::config::{ConfigError, Overrides, VmConfig};
 use crate::generation_id::GenerationIdError;
 use crate::interrupts::{self, InterruptError};
-use crate::memory::{MemoryError, MemoryManager};
+use crate::memory::{MemoryError, MemoryManager, Observation};
 use crate::vcpu::{FirstRun, GuestExit, VcpuContext, VcpuError, VcpuHandle, VcpuStateError};
 
 const KVM_PATH: &str = "/dev/kvm";
@@ -119,6 +119,8 @@ pub struct RestoreOptions {
     pub track_dirty_pages: bool,
     /// How many faults to keep for a trace at most, where a pager serves them; `None`: no trace.
     pub trace_records: Option<u64>,
+    /// In prefetch mode, what is to be known of how well the working set fits.
+    pub observation: Observation,
     /// Called on the pager's thread when it cannot go on. The machine has been told by then
     /// ([`GuestExit::PagerFailed`]); a launcher may end the process here.
     pub on_pager_failure: Option<PagerFailureHook>,
@@ -134,6 +136,7 @@ impl RestoreOptions {
             overrides: Overrides::default(),
             track_dirty_pages: false,
             trace_records: None,
+            observation: Observation::default(),
             on_pager_failure: None,
         }
     }

@@ -22,7 +22,7 @@ use crate::clock;
 use crate::config::{Overrides, VmConfig};
 use crate::generation_id::{self, GenerationIdError};
 use crate::interrupts::{self, InterruptState};
-use crate::memory::{Backing, MemoryManager};
+use crate::memory::{Backing, MemoryManager, Observation};
 use crate::vcpu::{GuestExit, VcpuState, restore_state};
 
 /// How a machine is prepared.
@@ -177,6 +177,7 @@ pub(super) fn restore(
         console,
         overrides,
         track_dirty_pages,
+        observation,
         trace_records,
         on_pager_failure,
     } = options;
@@ -184,6 +185,7 @@ pub(super) fn restore(
     if let Some(max_records) = trace_records {
         plan.memory.trace_faults(max_records);
     }
+    plan.memory.observe(observation);
     let vm_fd_place = reserve_fd(&plan.exits)?;
     // The working set is being installed from here on, while KVM is set up.
     restore_memory(
@@ -244,6 +246,15 @@ impl PreparedMachine {
         self.backing == Backing::from(mode)
     }
 
+    /// In prefetch mode, record which pages the working set misses. Which pages of it are touched
+    /// cannot be measured of a machine that was prepared: KVM has been told of its memory.
+    pub fn record_misses(&mut self, record: bool) {
+        self.memory.observe(Observation {
+            touches: false,
+            misses: record,
+        });
+    }
+
     /// A paused machine that stands where the snapshot was taken.
     ///
     /// # Errors
@@ -297,6 +308,7 @@ impl PreparedMachine {
         let mut machine = parts.assemble(config, memory, devices, vcpus)?;
         machine.restore_marks.state_loaded_ns = clock::monotonic_ns();
         machine.memory.wait_until_served()?;
+        machine.memory.begin_measurement();
         if let Some(irq) = &machine.devices.generation_id_irq {
             // Before the guest runs: no instruction of this copy finds the old id.
             generation_id::write_new(machine.memory.guest_memory())?;

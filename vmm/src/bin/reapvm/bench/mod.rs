@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use reapvm::cold_start::{ColdStart, ColdStartReport};
+use reapvm::cold_start::{ColdStart, ColdStartReport, WorkingSetOptions};
 use reapvm::config::{Overrides, VmConfig};
 use reapvm::function_vm::{self, FunctionVm};
 use reapvm::invocation::Connection;
@@ -193,6 +193,7 @@ fn measure_function(
         overrides: &overrides,
         dir: &dir,
         mode: MemoryRestoreMode::Record,
+        set: WorkingSetOptions::default(),
         install_method: arguments.install,
         input: &recorded_input,
         timeout: TIMEOUT,

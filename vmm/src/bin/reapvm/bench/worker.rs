@@ -5,7 +5,9 @@ use std::ffi::OsString;
 use std::process::{Command, Stdio};
 
 use reapvm::clock;
-use reapvm::cold_start::{ColdStart, ColdStartReport};
+use reapvm::cold_start::{ColdStart, ColdStartReport, WorkingSetPolicy};
+
+use crate::cli::working_set_arguments;
 
 /// Starts `reapvm invoke` and returns what it reports. The clock starts right before the new
 /// process is made, whatever `start` says, so that making it and its exec are counted. Overrides are
@@ -18,7 +20,7 @@ pub(crate) fn invoke(
     command
         .arg("invoke")
         .arg(start.dir)
-        .args(["--memory", start.mode.as_str()])
+        .args(working_set_arguments(&start.set))
         .args(["--install", start.install_method.as_str()])
         .args(more_arguments)
         .args(["--json", "--input", &start.input.to_string()])
@@ -32,6 +34,9 @@ pub(crate) fn invoke(
         if let Some(label) = &trace.function {
             command.args(["--trace-function", label]);
         }
+    }
+    if start.set.policy == WorkingSetPolicy::Fixed {
+        command.args(["--memory", start.mode.as_str()]);
     }
     if !start.keep_recording {
         command.arg("--discard-recording");

@@ -3,6 +3,7 @@
 mod machine;
 mod serve;
 mod trace;
+mod working_set;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,6 +16,10 @@ pub(crate) use serve::{
     Request, RequestCommand, RequestInvoke, Serve, ServeWorker, TemplateArgument,
 };
 pub(crate) use trace::{TraceCommand, TraceFlags, TraceInfo, TraceRecordArguments};
+pub(crate) use working_set::{
+    WorkingSetCommand, WorkingSetDiff, WorkingSetMerge, WorkingSetPolicyOptions, WorkingSetShow,
+    to_arguments as working_set_arguments,
+};
 
 /// A minimal KVM hypervisor that starts snapshots with their working set prefetched (REAP).
 #[derive(Parser)]
@@ -57,6 +62,9 @@ pub(crate) enum Command {
     /// The process of one machine of `reapvm serve`
     #[command(hide = true)]
     ServeWorker(ServeWorker),
+    /// Merge and compare the working sets of a snapshot, and look into them
+    #[command(subcommand)]
+    WorkingSet(WorkingSetCommand),
     /// Measure warm and cold starts of the built-in functions
     Bench(Bench),
     /// The built-in guest's image
@@ -213,7 +221,7 @@ pub(crate) struct Invoke {
     /// The function's input
     #[arg(long, value_name = "JSON", default_value = "{}", value_parser = json)]
     pub(crate) input: serde_json::Value,
-    /// How guest memory comes back
+    /// How guest memory comes back [default: ondemand]
     ///
     /// copy: read whole, and checked, before the first instruction.
     /// file: private mapping of the memory file, served by the kernel, which checks nothing:
@@ -221,8 +229,10 @@ pub(crate) struct Invoke {
     /// ondemand: a page at a time by reapvm's pager, each page checked.
     /// record: as ondemand, and the pages that the invocation touched become the working set.
     /// prefetch: the working set is read and installed at once, the rest as ondemand.
-    #[arg(long, value_name = "MODE", default_value = "ondemand", value_parser = mode, verbatim_doc_comment)]
-    pub(crate) memory: MemoryRestoreMode,
+    #[arg(long, value_name = "MODE", value_parser = mode, verbatim_doc_comment)]
+    pub(crate) memory: Option<MemoryRestoreMode>,
+    #[command(flatten)]
+    pub(crate) working_set: WorkingSetPolicyOptions,
     /// How prefetch installs the working set
     ///
     /// streamed: two threads read it in pieces and copy what they have read.

@@ -3,9 +3,10 @@
 use std::error::Error;
 use std::process::ExitCode;
 
-use reapvm::cold_start::{self, ColdStart, ColdStartReport};
+use reapvm::cold_start::{self, ColdStart, ColdStartReport, MeasuredUse, WorkingSetPolicy};
 use reapvm::observe::TraceReport;
 use reapvm::page_cache;
+use reapvm_reap::{MemoryRestoreMode, RecordReason};
 
 use super::CommandResult;
 use crate::bench::worker;
@@ -14,10 +15,22 @@ use crate::cli::Invoke;
 pub(super) fn run(arguments: &Invoke, process_start_ns: u64) -> CommandResult {
     let overrides = arguments.overrides.overrides()?;
     let trace = arguments.trace.options();
+    let set = arguments.working_set.options();
+    if set.policy != WorkingSetPolicy::Fixed
+        && (arguments.memory.is_some() || arguments.discard_recording)
+    {
+        return Err(format!(
+            "the working-set policy {} decides by itself how memory comes back and what is \
+             recorded: leave out --memory and --discard-recording",
+            set.policy
+        )
+        .into());
+    }
     let start = ColdStart {
         overrides: &overrides,
         dir: &arguments.dir,
-        mode: arguments.memory,
+        mode: arguments.memory.unwrap_or(MemoryRestoreMode::OnDemand),
+        set,
         install_method: arguments.install,
         input: &arguments.input,
         timeout: arguments.timeout,
@@ -99,16 +112,66 @@ pub(crate) fn print(report: &ColdStartReport, json: bool) -> Result<(), Box<dyn 
         "  faults: {} by the pager ({} missed by the working set), kernel {} major, {} minor",
         faults.uffd, faults.missed_pages, faults.kernel_major, faults.kernel_minor
     );
-    if let (reapvm_reap::MemoryRestoreMode::Record, Some(pages)) =
-        (report.mode, report.working_set_pages)
-    {
-        println!("  recorded a working set of {pages} pages");
+    if let (MemoryRestoreMode::Record, Some(pages)) = (report.mode, report.working_set_pages) {
+        println!("  recorded {pages} pages");
     }
     if let Some(trace) = &report.trace {
         println!("  trace: {}", trace_line(trace));
     }
+    print_set_use(report);
     if let (Some(guest), Some(vmm)) = (report.guest_resident_kib, report.vmm_overhead_kib) {
         println!("  resident: guest {guest} KiB, VMM {vmm} KiB");
     }
     Ok(())
+}
+
+/// How well the working set fitted, and what became of it.
+fn print_set_use(report: &ColdStartReport) {
+    let not_touched = |set_use: &reapvm::cold_start::SetUse| {
+        let unknown = match set_use.unknown_pages {
+            0 => String::new(),
+            pages => format!(", {pages} unknown"),
+        };
+        format!(
+            "{} of {} pages not touched{unknown}",
+            set_use.unused_pages, set_use.set_pages
+        )
+    };
+    match &report.working_set_use {
+        Some(MeasuredUse::PageTables(set_use)) => {
+            println!(
+                "  prefetched: {} (by the page tables)",
+                not_touched(set_use)
+            );
+        }
+        Some(MeasuredUse::Recording(set_use)) => println!(
+            "  the set before it: {}, {} touched pages missing (by the recording)",
+            not_touched(set_use),
+            set_use.lacking_pages
+        ),
+        Some(MeasuredUse::NotMeasured { reason }) => {
+            println!("  pages not touched: not measured: {reason}");
+        }
+        None => {}
+    }
+    let Some(evolution) = &report.evolution else {
+        return;
+    };
+    if let Some(reason) = &evolution.state_reset {
+        println!("  the working set's state was begun anew: {reason}");
+    }
+    if let Some(reason) = evolution.recorded {
+        println!("  recorded because {}", reason.as_str());
+    }
+    println!(
+        "  working set, {}: {} pages joined, {} left; the next start {}",
+        evolution.policy,
+        evolution.added_pages,
+        evolution.left_pages,
+        match (evolution.policy, evolution.record_next) {
+            (WorkingSetPolicy::Record, _) => "decides by its policy".to_owned(),
+            (_, None) => "prefetches".to_owned(),
+            (_, Some(reason)) => format!("records: {}", RecordReason::as_str(reason)),
+        }
+    );
 }

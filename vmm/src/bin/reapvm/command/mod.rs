@@ -6,6 +6,7 @@ mod restore;
 mod run;
 mod snapshot;
 mod trace;
+mod working_set;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -28,6 +29,7 @@ pub(crate) fn run(command: Command, process_start_ns: u64) -> CommandResult {
         Command::Serve(arguments) => serve::run(arguments),
         Command::Request(arguments) => serve::request(&arguments),
         Command::ServeWorker(arguments) => serve::run_worker(&arguments, process_start_ns),
+        Command::WorkingSet(command) => working_set::run(command),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Image(command) => image::run(command),
     }

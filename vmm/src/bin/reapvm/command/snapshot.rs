@@ -87,6 +87,7 @@ enum Recorded<T> {
 struct WorkingSetInfo {
     pages: u64,
     extents: usize,
+    recordings: u16,
     len_bytes: u64,
 }
 
@@ -109,6 +110,7 @@ fn working_set_of(snapshot: &Snapshot, memory_bytes: u64) -> Recorded<WorkingSet
         Ok(set) => Recorded::Valid(WorkingSetInfo {
             pages: set.page_count(),
             extents: set.extents().len(),
+            recordings: set.recordings(),
             len_bytes: set.len_bytes(),
         }),
         Err(WorkingSetError::Missing { .. }) => Recorded::Absent,
@@ -222,10 +224,12 @@ fn info(arguments: &SnapshotInfo) -> CommandResult {
         match &info.working_set {
             Recorded::Absent => "none yet: invoke with --memory record".into(),
             Recorded::Valid(set) => format!(
-                "{} pages in {} runs, {:.1} MiB; belongs to this snapshot",
+                "{} pages in {} runs, {:.1} MiB, of {} recording{}; belongs to this snapshot",
                 set.pages,
                 set.extents,
-                mib(set.len_bytes)
+                mib(set.len_bytes),
+                set.recordings,
+                if set.recordings == 1 { "" } else { "s" }
             ),
             Recorded::Unusable { reason } => format!("NOT USABLE: {reason}"),
         },

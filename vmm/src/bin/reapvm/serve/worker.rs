@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reapvm::clock;
-use reapvm::cold_start::{self, ColdStart};
+use reapvm::cold_start::{self, ColdStart, WorkingSetOptions};
 use reapvm::config::Overrides;
 use reapvm::machine::{PrepareOptions, PreparedMachine};
 use reapvm_reap::{InstallMethod, MemoryRestoreMode};
@@ -102,6 +102,7 @@ fn work(
     let start = ColdStart {
         dir: &arguments.dir,
         mode: order.mode,
+        set: WorkingSetOptions::default(),
         install_method: order.install,
         overrides: &Overrides::default(),
         input: &order.input,

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use reapvm::cold_start::ColdStart;
+use reapvm::cold_start::{ColdStart, WorkingSetOptions};
 use reapvm::observe::TraceOptions;
 use reapvm::{clock, page_cache};
 
@@ -21,6 +21,7 @@ pub(super) fn run(arguments: &TraceRecordArguments) -> CommandResult {
     let start = ColdStart {
         dir: &arguments.dir,
         mode: arguments.mode,
+        set: WorkingSetOptions::default(),
         install_method: arguments.install,
         overrides: &overrides,
         input: &arguments.input,

@@ -1,4 +1,5 @@
 use super::*;
+use crate::touch_counts::MergeRule;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 use std::fs;
@@ -103,10 +104,18 @@ fn one_of_another_snapshot_or_version_is_refused_as_such() {
         assert!(matches!(error, WorkingSetError::Foreign { .. }));
         assert!(error.to_string().contains("record again"), "{error}");
     }
-    changed(&path, |bytes| bytes[8] = 2);
-    let (direct, verified) = read_both(&path);
-    for error in [direct.unwrap_err(), verified.unwrap_err()] {
-        assert!(matches!(error, WorkingSetError::Version { version: 2, .. }));
+    for other in [1, 3] {
+        changed(&path, |bytes| bytes[8] = other);
+        let (direct, verified) = read_both(&path);
+        for error in [direct.unwrap_err(), verified.unwrap_err()] {
+            assert!(
+                matches!(error, WorkingSetError::Version { version, .. } if version == u32::from(other))
+            );
+            assert!(
+                error.to_string().contains(&format!("version {other}")),
+                "{error}"
+            );
+        }
     }
 }
 
@@ -134,7 +143,18 @@ fn more_pages_than_memory_are_refused_before_anything_is_allocated() {
 fn tables_that_make_no_sense_are_refused_even_with_a_right_checksum() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("working-set");
-    for (offset, value) in [(12, 1u8), (64, 1), (72, 0), (72, 5), (64 + 16, 0)] {
+    let counts = 64 + 2 * 16 + 4 * 4;
+    for (offset, value) in [
+        (12, 1u8),
+        (60, 0),
+        (62, 1),
+        (64, 1),
+        (72, 0),
+        (72, 5),
+        (64 + 16, 0),
+        (counts, 0),
+        (counts + 6, 2),
+    ] {
         write_pages(&path, &[5, 6, 1, 2]);
         changed(&path, |bytes| {
             bytes[offset] = value;
@@ -184,6 +204,43 @@ fn a_page_that_cannot_be_had_leaves_the_old_file() {
     ));
     assert_eq!(read_both(&path).1.unwrap(), set);
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn pages_carry_how_many_recordings_touched_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("working-set");
+    let gpas = |pages: &[u64]| -> Vec<u64> { pages.iter().map(|page| page * 4096).collect() };
+    let touches = TouchCounts::merge(
+        &[
+            TouchCounts::of_recording(&gpas(&[9, 3, 8])),
+            TouchCounts::of_recording(&gpas(&[3, 4])),
+        ],
+        MergeRule::Union,
+    )
+    .unwrap();
+    WorkingSet::write_counted(&path, &id(1), &touches, &mut source()).unwrap();
+    let (direct, verified) = read_both(&path);
+    let described = WorkingSet::describe(&path, &id(1), MEMORY_BYTES).unwrap();
+    for set in [direct.unwrap(), verified.unwrap(), described] {
+        assert_eq!(set.recordings(), 2);
+        let counts = set.touch_counts();
+        assert_eq!(counts.recordings(), 2);
+        let pages: Vec<(u64, u16)> = counts
+            .pages()
+            .iter()
+            .map(|page| (page.gpa / 4096, page.recordings))
+            .collect();
+        // In the order of the runs, each from its lowest page on.
+        assert_eq!(pages, [(8, 1), (9, 1), (3, 2), (4, 1)]);
+    }
+    let one = write_pages(&path, &[9, 3, 8, 4]);
+    let other = write_pages(&path, &[9, 3, 8]);
+    assert_ne!(one.fingerprint(), other.fingerprint());
+    assert_eq!(
+        write_pages(&path, &[9, 3, 8, 4]).fingerprint(),
+        one.fingerprint()
+    );
 }
 
 #[test]
@@ -273,17 +330,33 @@ proptest! {
     #[test]
     fn round_trips_and_refuses_every_damage(
         pages in prop::collection::vec(0..MEMORY_PAGES, 1..60),
+        others in prop::collection::vec(prop::collection::vec(0..MEMORY_PAGES, 0..20), 0..4),
         at in any::<prop::sample::Index>(),
         bit in 0u8..8,
     ) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("working-set");
-        let set = write_pages(&path, &pages);
+        let recordings: Vec<TouchCounts> = std::iter::once(&pages)
+            .chain(&others)
+            .map(|pages| {
+                let gpas: Vec<u64> = pages.iter().map(|page| page * PAGE_SIZE_BYTES).collect();
+                TouchCounts::of_recording(&gpas)
+            })
+            .collect();
+        let touches = TouchCounts::merge(&recordings, MergeRule::Union).unwrap();
+        let set = WorkingSet::write_counted(&path, &id(1), &touches, &mut source()).unwrap();
+        let sorted = |counts: &TouchCounts| {
+            let mut pages = counts.pages().to_vec();
+            pages.sort_unstable_by_key(|page| page.gpa);
+            pages
+        };
+        prop_assert_eq!(sorted(&set.touch_counts()), sorted(&touches));
         let (direct, verified) = read_both(&path);
         prop_assert_eq!(&direct.unwrap(), &set);
         prop_assert_eq!(&verified.unwrap(), &set);
         let held: BTreeSet<u64> = set.page_gpas().map(|gpa| gpa / PAGE_SIZE_BYTES).collect();
-        prop_assert_eq!(held, pages.iter().copied().collect::<BTreeSet<_>>());
+        let given: BTreeSet<u64> = pages.iter().chain(others.iter().flatten()).copied().collect();
+        prop_assert_eq!(held, given);
 
         let whole = fs::read(&path).unwrap();
         let at = at.index(whole.len());
