@@ -216,7 +216,115 @@ fn differs_beyond_tolerance(host_khz: u32, saved_khz: u32) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use kvm_bindings::kvm_xcr;
+
     use super::*;
+    use crate::arch::cpuid;
+    use crate::interrupts;
+
+    /// XCR0 of a guest that uses AVX: x87, SSE and AVX state.
+    const X87_SSE_AVX: u64 = 0b111;
+    /// Offset of XSTATE_BV in an XSAVE area, which says what the area holds (Intel SDM 1, 13.4.2).
+    const XSTATE_BV: usize = 512;
+    /// Offset of the low halves of the YMM registers, which are the XMM registers (13.4.1).
+    const XMM: usize = 160;
+    /// Bytes of the halves of 16 registers.
+    const HALVES: usize = 16 * 16;
+
+    /// A vCPU as a booted machine has it.
+    fn new_vcpu(kvm: &Kvm) -> (VmFd, VcpuFd) {
+        let vm = kvm.create_vm().unwrap();
+        interrupts::create(&vm).unwrap();
+        let vcpu = vm.create_vcpu(0).unwrap();
+        let base = cpuid::base(kvm).unwrap();
+        vcpu.set_cpuid2(&cpuid::for_vcpu(&base, 0, 1)).unwrap();
+        (vm, vcpu)
+    }
+
+    /// Where the high halves of the YMM registers are in an XSAVE area (CPUID leaf 0xd).
+    fn ymm_high_offset(cpuid: &CpuId) -> usize {
+        let avx = cpuid
+            .as_slice()
+            .iter()
+            .find(|e| (e.function, e.index) == (0xd, 2));
+        avx.unwrap().ebx as usize
+    }
+
+    /// The area that KVM has, as bytes.
+    fn xsave_area(vm: &VmFd, vcpu: &VcpuFd) -> Xsave {
+        let mut xsave = Xsave::new(xsave_extra_entries(vm)).unwrap();
+        // SAFETY: the area has the entries that KVM_CAP_XSAVE2 asks for on this VM.
+        unsafe { vcpu.get_xsave2(&mut xsave) }.unwrap();
+        xsave
+    }
+
+    fn set_bytes(xsave: &mut Xsave, at: usize, bytes: &[u8]) {
+        // SAFETY: only numbers are changed; the length of the flexible array stays.
+        let region = unsafe { &mut xsave.as_mut_fam_struct().xsave.region };
+        for (word, bytes) in region[at / 4..].iter_mut().zip(bytes.as_chunks().0) {
+            *word = u32::from_le_bytes(*bytes);
+        }
+    }
+
+    fn bytes(xsave: &Xsave, at: usize, len: usize) -> Vec<u8> {
+        let region = &xsave.as_fam_struct_ref().xsave.region;
+        let words = &region[at / 4..(at + len) / 4];
+        words.iter().flat_map(|word| word.to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn avx_registers_are_saved_and_restored() {
+        let kvm = Kvm::new().unwrap();
+        let (vm, vcpu) = new_vcpu(&kvm);
+        let cpuid = vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES).unwrap();
+        let has_avx = cpuid
+            .as_slice()
+            .iter()
+            .any(|entry| entry.function == 1 && entry.ecx & 1 << 28 != 0);
+        if !has_avx {
+            eprintln!("skipped: KVM offers no AVX on this host");
+            return;
+        }
+        let mut xcrs = kvm_xcrs {
+            nr_xcrs: 1,
+            ..kvm_xcrs::default()
+        };
+        xcrs.xcrs[0] = kvm_xcr {
+            xcr: 0,
+            value: X87_SSE_AVX,
+            ..kvm_xcr::default()
+        };
+        vcpu.set_xcrs(&xcrs).unwrap();
+        let high = ymm_high_offset(&cpuid);
+        let pattern = |seed: u8| -> Vec<u8> {
+            let halves = 0..HALVES;
+            halves.map(|at| (at as u8).wrapping_mul(7) ^ seed).collect()
+        };
+        let mut area = xsave_area(&vm, &vcpu);
+        set_bytes(&mut area, XSTATE_BV, &X87_SSE_AVX.to_le_bytes());
+        set_bytes(&mut area, XMM, &pattern(0x35));
+        set_bytes(&mut area, high, &pattern(0xc1));
+        // SAFETY: the area has the length that KVM_CAP_XSAVE2 gives for this VM.
+        unsafe { vcpu.set_xsave2(&area) }.unwrap();
+
+        let saved = save(&kvm, &vm, &vcpu, 0).unwrap();
+        // As a snapshot has it.
+        let mut file = reapvm_snapshot::StateFile::new();
+        file.push("vcpu", 1, &saved).unwrap();
+        let saved: VcpuState = file.get("vcpu", 1).unwrap();
+        drop((vcpu, vm));
+
+        let (vm, vcpu) = new_vcpu(&kvm);
+        assert_ne!(bytes(&xsave_area(&vm, &vcpu), high, HALVES), pattern(0xc1));
+        restore(&vm, &vcpu, 0, &saved, Duration::ZERO).unwrap();
+        let restored = xsave_area(&vm, &vcpu);
+        assert_eq!(bytes(&restored, XMM, HALVES), pattern(0x35));
+        assert_eq!(bytes(&restored, high, HALVES), pattern(0xc1));
+        let held = bytes(&restored, XSTATE_BV, 8);
+        assert_eq!(held[0] & 0b110, 0b110, "SSE and AVX state");
+        let xcr0 = vcpu.get_xcrs().unwrap().xcrs[0];
+        assert_eq!((xcr0.xcr, xcr0.value), (0, X87_SSE_AVX));
+    }
 
     #[test]
     fn a_counter_goes_on_by_its_frequency() {
