@@ -1,5 +1,5 @@
 //! Drivers of the fuzz targets: a byte string plays a hostile guest.
-#![allow(missing_docs, clippy::expect_used)]
+#![allow(missing_docs, clippy::expect_used, clippy::panic)]
 
 mod balloon;
 mod block;
@@ -11,8 +11,12 @@ use std::os::unix::net::UnixStream;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::bus::BusDevice;
+use crate::rate_limiter::{RateLimiterConfig, TokenBucketConfig};
 use crate::test_driver::{Driver, MEMORY_BYTES, Piece, avail_gpa, buffer_gpa, desc_gpa, evt};
-use crate::virtio::{MmioTransport, Rng, VirtioDevice, Vsock, VsockConfig, VsockHandle};
+use crate::virtio::{
+    DeviceUpdate, MmioTransport, Rng, UpdateDeviceError, VirtioDevice, Vsock, VsockConfig,
+    VsockHandle,
+};
 
 pub use balloon::drive_balloon;
 pub use block::drive_block;
@@ -123,6 +127,26 @@ impl Outside for VsockClients {
             }
             _ => drop(self.streams.pop()),
         }
+    }
+}
+
+/// So many operations a millisecond; 0 is no limit.
+fn limit(size: u8) -> RateLimiterConfig {
+    RateLimiterConfig {
+        bandwidth: None,
+        ops: Some(TokenBucketConfig {
+            size: size.into(),
+            one_time_burst: None,
+            refill_time_ms: 1,
+        }),
+    }
+}
+
+/// The host changes the device under the guest, who alone can be in the way of it.
+fn change(driver: &mut Driver, update: DeviceUpdate) {
+    match driver.transport.update(update) {
+        Ok(()) | Err(UpdateDeviceError::Stopped(_)) => {}
+        Err(err) => panic!("the device is not changed: {err}"),
     }
 }
 

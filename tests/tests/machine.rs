@@ -222,7 +222,7 @@ fn a_function_serves_from_a_machine_with_all_devices() {
         invoke(&["--drive", "id=root,path=x"]).failure(&["root", "data"]);
         invoke(&["--net", "id=eth7,tap=x"]).failure(&["eth7", "eth0"]);
         fs::write(&copy, vec![1; 512]).unwrap();
-        invoke(&["--drive", &other_disk]).failure(&["2048 sectors"]);
+        invoke(&["--drive", &other_disk]).failure(&["2048 sectors", "copy.raw", "has 1"]);
         fs::remove_file(&disk).unwrap();
         invoke(&[]).failure(&["disk.raw"]);
     });

@@ -2,9 +2,9 @@
 
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{Input, Outside, drive};
+use super::{Input, Outside, change, drive};
 use crate::test_driver::{Driver, Piece, buffer_gpa};
-use crate::virtio::{Balloon, BalloonConfig, BalloonHandle, release_anonymous};
+use crate::virtio::{Balloon, BalloonConfig, BalloonHandle, DeviceUpdate, release_anonymous};
 
 /// A balloon under a guest and a host that do what `bytes` says.
 pub fn drive_balloon(bytes: &[u8]) {
@@ -55,6 +55,10 @@ impl Outside for BalloonHandle {
             }
             _ => {
                 let _ = self.stats();
+                let update = DeviceUpdate::Balloon {
+                    stats_polling_interval_s: u16::from(input.u8()) + 1,
+                };
+                change(driver, update);
             }
         }
     }

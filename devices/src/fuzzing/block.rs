@@ -2,14 +2,14 @@
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::path::PathBuf;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{Input, Outside, drive};
-use crate::rate_limiter::{RateLimiterConfig, TokenBucketConfig};
+use super::{Input, Outside, change, drive, limit};
 use crate::test_driver::{Driver, Piece, buffer_gpa};
-use crate::virtio::{Block, BlockConfig};
+use crate::virtio::{Block, BlockConfig, DeviceUpdate, DiskFile};
 
 const NSECTORS: u64 = 64;
 
@@ -21,20 +21,17 @@ pub fn drive_block(bytes: &[u8]) {
         let image = File::from(image);
         image.set_len(NSECTORS * 512).expect("room for a disk");
         let block = Block::new(&BlockConfig {
-            path: format!("/proc/self/fd/{}", image.as_raw_fd()).into(),
+            path: path_of(&image),
             read_only: false,
-            rate_limiter: RateLimiterConfig {
-                bandwidth: None,
-                ops: Some(TokenBucketConfig {
-                    size: 8,
-                    one_time_burst: None,
-                    refill_time_ms: 1,
-                }),
-            },
+            rate_limiter: limit(8),
             id: "fuzzed".to_owned(),
         });
         (Box::new(block.expect("a disk")), Host(image))
     });
+}
+
+fn path_of(image: &File) -> PathBuf {
+    format!("/proc/self/fd/{}", image.as_raw_fd()).into()
 }
 
 /// Who else has the image open.
@@ -87,7 +84,19 @@ impl Outside for Host {
                 let rest = driver.transport.prepare_save();
                 rest.expect("a disk comes to rest");
             }
-            _ => while driver.take_used(0).is_some() {},
+            _ => {
+                while driver.take_used(0).is_some() {}
+                // The host changes the disk under the guest: its own file, whole again, or limits.
+                let file = (input.u8() % 2 == 0).then(|| {
+                    self.0.set_len(NSECTORS * 512).expect("room for a disk");
+                    DiskFile::open(&path_of(&self.0), false).expect("the disk's file")
+                });
+                let update = DeviceUpdate::Block {
+                    file,
+                    rate_limiter: limit(input.u8() % 16),
+                };
+                change(driver, update);
+            }
         }
     }
 }

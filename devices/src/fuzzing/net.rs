@@ -5,10 +5,9 @@ use std::os::fd::OwnedFd;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{Input, Outside, drive};
-use crate::rate_limiter::{RateLimiterConfig, TokenBucketConfig};
+use super::{Input, Outside, change, drive, limit};
 use crate::test_driver::{Driver, Piece, buffer_gpa};
-use crate::virtio::{Net, NetConfig};
+use crate::virtio::{DeviceUpdate, Net, NetConfig};
 
 const HEADER_BYTES: usize = 12;
 
@@ -22,21 +21,12 @@ pub fn drive_net(bytes: &[u8]) {
             None,
         )
         .expect("a socket pair");
-        let often = TokenBucketConfig {
-            size: 8,
-            one_time_burst: None,
-            refill_time_ms: 1,
-        };
-        let limit = RateLimiterConfig {
-            bandwidth: None,
-            ops: Some(often),
-        };
         let config = NetConfig {
             id: "eth0".to_owned(),
             tap: "none".to_owned(),
             mac: "02:00:00:00:00:01".parse().ok(),
-            rx_rate_limiter: limit,
-            tx_rate_limiter: limit,
+            rx_rate_limiter: limit(8),
+            tx_rate_limiter: limit(8),
         };
         let net = Net::over(config, theirs).expect("a network device");
         (Box::new(net), Network(ours))
@@ -77,6 +67,11 @@ impl Outside for Network {
             9 => {
                 let mut buf = [0; 4096];
                 let _ = rustix::io::read(&self.0, &mut buf);
+                let update = DeviceUpdate::Net {
+                    rx_rate_limiter: limit(input.u8() % 16),
+                    tx_rate_limiter: limit(input.u8() % 16),
+                };
+                change(driver, update);
             }
             _ => {
                 for _ in 0..input.u8() % 8 {

@@ -108,9 +108,12 @@ pub enum UpdateDeviceError {
          interval can be changed"
     )]
     StatisticsSwitch,
-    /// The host failed the device, which its driver has to reset.
+    /// The device stopped working meanwhile.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// The transport has found that out, and told the driver to reset the device.
+    #[error("the device stopped working before it could be changed: {0}")]
+    Stopped(String),
 }
 
 /// Why a device stopped working: the driver is told to reset it (2.1.2).

@@ -6,6 +6,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 
+use std::error::Error as _;
 use std::io;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
@@ -283,12 +284,17 @@ impl MmioTransport {
             return Ok(());
         }
         let mut to_process = Ok(Vec::new());
-        self.run(|device, io| {
-            to_process = device.update(Some(io), update);
-            match &to_process {
-                // The device is done for, whoever hears of it.
-                Err(UpdateDeviceError::Device(err)) => Err(DeviceError::Host(err.to_string())),
-                _ => Ok(Progress::Done),
+        self.run(|device, io| match device.update(Some(io), update) {
+            Err(UpdateDeviceError::Device(err)) => {
+                to_process = Err(UpdateDeviceError::Stopped(match err.source() {
+                    Some(source) => format!("{err}: {source}"),
+                    None => err.to_string(),
+                }));
+                Err(err)
+            }
+            other => {
+                to_process = other;
+                Ok(Progress::Done)
             }
         });
         for index in to_process? {
