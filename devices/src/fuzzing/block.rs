@@ -87,7 +87,7 @@ impl Outside for Host {
             _ => {
                 while driver.take_used(0).is_some() {}
                 // The host changes the disk under the guest: its own file, whole again, or limits.
-                let file = (input.u8() % 2 == 0).then(|| {
+                let file = input.u8().is_multiple_of(2).then(|| {
                     self.0.set_len(NSECTORS * 512).expect("room for a disk");
                     DiskFile::open(&path_of(&self.0), false).expect("the disk's file")
                 });
