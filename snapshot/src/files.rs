@@ -1,8 +1,11 @@
 //! Replacing a file so that a reader, or a crash, sees the old one or the new one, never a mixture.
 
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Why a file was not replaced. The old one, if there was one, is untouched, except after
 /// [`ReplaceFileError::Sync`]: then the new one is in place, but a crash may still undo it.
@@ -110,6 +113,48 @@ pub fn replace_file<T>(
     Ok(written)
 }
 
+/// Removes the temporary files beside `path` that [`replace_file`] calls which did not end, because
+/// their process was killed, have left there and that have not been written to for `age`. What
+/// cannot be removed stays: it harms nobody but the disk.
+pub fn remove_leftovers(path: &Path, age: Duration) {
+    let Some(name) = path.file_name() else {
+        return;
+    };
+    let Ok(entries) = fs::read_dir(parent_of(path)) else {
+        return;
+    };
+    let mut prefix = std::ffi::OsString::from(".");
+    prefix.push(name);
+    prefix.push(TEMPORARY_INFIX);
+    for entry in entries.flatten() {
+        if !has_random_suffix(&entry.file_name(), prefix.as_bytes()) {
+            continue;
+        }
+        let is_old = entry
+            .metadata()
+            .and_then(|metadata| metadata.modified())
+            .ok()
+            .and_then(|modified| modified.elapsed().ok())
+            .is_some_and(|idle| idle >= age);
+        if is_old {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// Whether `name` is `prefix` and a random part.
+pub(crate) fn has_random_suffix(name: &OsStr, prefix: &[u8]) -> bool {
+    name.as_bytes().strip_prefix(prefix).is_some_and(|suffix| {
+        suffix.len() == RANDOM_DIGITS
+            && suffix
+                .iter()
+                .all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))
+    })
+}
+
+/// Length of the random part of a temporary file's name.
+const RANDOM_DIGITS: usize = 16;
+
 /// What stands between a file's name and the random part, in the name of its temporary file.
 pub(crate) const TEMPORARY_INFIX: &str = ".tmp-";
 
@@ -210,6 +255,26 @@ mod tests {
         );
         assert_eq!(fs::read_to_string(&path).unwrap(), "old");
         assert_eq!(names(directory.path()), ["f"]);
+    }
+
+    #[test]
+    fn leftovers_go_when_they_are_old_and_nothing_else_does() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("f");
+        let mut kept = vec![
+            "f",
+            ".f.tmp-0123",
+            ".f.tmp-0123456789ABCDEF",
+            ".g.tmp-0123456789abcdef",
+        ];
+        for name in kept.iter().chain(&[".f.tmp-0123456789abcdef"]) {
+            fs::write(directory.path().join(name), "").unwrap();
+        }
+        remove_leftovers(&path, Duration::from_secs(3600));
+        assert_eq!(names(directory.path()).len(), 5);
+        remove_leftovers(&path, Duration::ZERO);
+        kept.sort_unstable();
+        assert_eq!(names(directory.path()), kept);
     }
 
     #[test]

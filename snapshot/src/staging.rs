@@ -17,7 +17,7 @@ use std::time::Duration;
 use rustix::fs::{CWD, FileType, FlockOperation, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
-use crate::files::{TEMPORARY_INFIX, random_suffix, sync_directory};
+use crate::files::{TEMPORARY_INFIX, has_random_suffix, random_suffix, sync_directory};
 use crate::limits::{
     MANIFEST_FILE, MEMORY_FILE, MEMORY_INDEX_FILE, STATE_FILE, TRACE_FILE, WORKING_SET_FILE,
     WORKING_SET_STATE_FILE,
@@ -25,7 +25,6 @@ use crate::limits::{
 use crate::writer::CreateError;
 
 const PARTIAL_INFIX: &str = ".partial-";
-const RANDOM_DIGITS: usize = 16;
 /// How often others may get in between before that is an error. Another writer does so for no
 /// longer than a rename takes, so that a thousand times in a row is no accident.
 const ATTEMPTS: u32 = 1000;
@@ -346,15 +345,6 @@ fn open_directory(path: &Path) -> Result<File, Errno> {
 fn is_of_a_snapshot(name: &OsStr) -> bool {
     SNAPSHOT_FILES.iter().any(|file| {
         name == *file || has_random_suffix(name, format!(".{file}{TEMPORARY_INFIX}").as_bytes())
-    })
-}
-
-fn has_random_suffix(name: &OsStr, prefix: &[u8]) -> bool {
-    name.as_bytes().strip_prefix(prefix).is_some_and(|suffix| {
-        suffix.len() == RANDOM_DIGITS
-            && suffix
-                .iter()
-                .all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))
     })
 }
 

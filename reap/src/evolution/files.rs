@@ -12,6 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use reapvm_snapshot::SnapshotId;
+use reapvm_snapshot::files::remove_leftovers;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
@@ -24,6 +25,8 @@ use crate::working_set::{WorkingSet, WorkingSetError};
 /// How long other launchers may keep the lock. Each keeps it for as long as it takes to write a
 /// working set to disk.
 const LOCK_PATIENCE: Duration = Duration::from_secs(60);
+/// Temporary files that have not been written to for so long are those of processes that died.
+const LEFTOVER_AGE: Duration = Duration::from_secs(600);
 /// How long to leave the lock to another launcher before asking again.
 const LOCK_WAIT: Duration = Duration::from_millis(2);
 
@@ -336,7 +339,10 @@ impl EvolvingSet {
     }
 
     fn lock(&self) -> Result<File, EvolutionError> {
-        lock(&self.dir, LOCK_PATIENCE)
+        let lock = lock(&self.dir, LOCK_PATIENCE)?;
+        remove_leftovers(&self.set_path, LEFTOVER_AGE);
+        remove_leftovers(&self.state_path, LEFTOVER_AGE);
+        Ok(lock)
     }
 }
 
