@@ -5,6 +5,7 @@
 //! that stays there ends the benchmark. Every response is compared with the one that the
 //! uninterrupted machine gave to the same input.
 
+mod concurrent;
 mod disk;
 mod image;
 mod report;
@@ -27,6 +28,7 @@ use reapvm::invocation::Connection;
 use reapvm::page_cache;
 use reapvm_reap::MemoryRestoreMode;
 use reapvm_snapshot::HostInfo;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::cli::{Bench, ImageKind};
@@ -268,6 +270,9 @@ pub(crate) fn run(arguments: &Bench) -> CommandResult {
             arguments.dir.display()
         )
     })?;
+    if !arguments.concurrent.is_empty() || !arguments.clones.is_empty() {
+        return concurrent::run(arguments, &image, &functions);
+    }
     let host = host()?;
     eprintln!("measuring the disk");
     let disk = disk::measure(&arguments.dir)?;
@@ -294,13 +299,19 @@ pub(crate) fn run(arguments: &Bench) -> CommandResult {
     };
     println!("{}", table::render(&report, &functions, &arguments.modes));
     if let Some(path) = &arguments.json {
-        if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent)?;
-        }
-        reapvm_snapshot::files::replace_file(path, |file| {
-            serde_json::to_writer_pretty(file, &report).map_err(std::io::Error::from)
-        })?;
-        eprintln!("all results: {}", path.display());
+        write_json(path, &report)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Writes all results to `path`, whose directory is made.
+fn write_json(path: &Path, report: &impl Serialize) -> Result<(), Box<dyn Error>> {
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    reapvm_snapshot::files::replace_file(path, |file| {
+        serde_json::to_writer_pretty(file, report).map_err(std::io::Error::from)
+    })?;
+    eprintln!("all results: {}", path.display());
+    Ok(())
 }

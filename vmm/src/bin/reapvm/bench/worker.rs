@@ -16,6 +16,23 @@ pub(crate) fn invoke(
     start: &ColdStart<'_>,
     more_arguments: &[OsString],
 ) -> Result<ColdStartReport, Box<dyn Error>> {
+    invoke_from(start, more_arguments, clock::monotonic_ns)
+}
+
+/// As [`invoke`], but the clock has started at `begun_ns`, as it did for others.
+pub(crate) fn invoke_at(
+    start: &ColdStart<'_>,
+    more_arguments: &[OsString],
+    begun_ns: u64,
+) -> Result<ColdStartReport, Box<dyn Error>> {
+    invoke_from(start, more_arguments, || begun_ns)
+}
+
+fn invoke_from(
+    start: &ColdStart<'_>,
+    more_arguments: &[OsString],
+    clock_starts: impl FnOnce() -> u64,
+) -> Result<ColdStartReport, Box<dyn Error>> {
     let mut command = Command::new(std::env::current_exe()?);
     command
         .arg("invoke")
@@ -41,7 +58,7 @@ pub(crate) fn invoke(
     if !start.keep_recording {
         command.arg("--discard-recording");
     }
-    command.arg(format!("--started-at-ns={}", clock::monotonic_ns()));
+    command.arg(format!("--started-at-ns={}", clock_starts()));
     let output = command.spawn()?.wait_with_output()?;
     let errors = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {

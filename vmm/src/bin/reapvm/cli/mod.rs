@@ -306,6 +306,34 @@ pub(crate) enum ImageKind {
     Linux,
 }
 
+/// A mode in which many machines are started at once.
+fn concurrent_mode(text: &str) -> Result<MemoryRestoreMode, String> {
+    match mode(text)? {
+        MemoryRestoreMode::Record => {
+            Err("recordings of one snapshot cannot be made at once".to_owned())
+        }
+        mode => Ok(mode),
+    }
+}
+
+/// What makes many starts at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StartBy {
+    /// A process `reapvm invoke` each.
+    Invoke,
+    /// One server, `reapvm serve`, with a prepared machine for each.
+    Serve,
+}
+
+impl StartBy {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Invoke => "invoke",
+            Self::Serve => "serve",
+        }
+    }
+}
+
 #[derive(Args)]
 pub(crate) struct Bench {
     /// Whose functions: those of the built-in guest, or the same in Python on Linux
@@ -332,6 +360,27 @@ pub(crate) struct Bench {
     /// Runs of each mode of each function
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) runs: u32,
+    /// Measure so many cold starts at the same moment instead, of as many copies of snapshots
+    #[arg(long, value_name = "N,N,...", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) concurrent: Vec<u32>,
+    /// Measure so many cold starts at the same moment instead, all of one snapshot
+    #[arg(long, value_name = "N,N,...", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) clones: Vec<u32>,
+    /// With --concurrent or --clones: the memory modes
+    #[arg(long, value_name = "MODES", default_value = "prefetch", value_delimiter = ',', value_parser = concurrent_mode)]
+    pub(crate) concurrent_modes: Vec<MemoryRestoreMode>,
+    /// With --concurrent or --clones: what makes the starts
+    #[arg(
+        long,
+        value_name = "HOW",
+        default_value = "invoke,serve",
+        value_delimiter = ',',
+        value_enum
+    )]
+    pub(crate) start_by: Vec<StartBy>,
+    /// With --concurrent or --clones: machines whose memory a server reads at once
+    #[arg(long, value_name = "N", default_value_t = serve::DEFAULT_MAX_READING, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_reading: u32,
     /// Also write all results to this file
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,

@@ -9,6 +9,9 @@ use reapvm_reap::{InstallMethod, MemoryRestoreMode};
 
 use super::{install_method, json, mode, seconds};
 
+/// Machines whose memory is read at once, unless another number is given.
+pub(super) const DEFAULT_MAX_READING: u32 = 2;
+
 /// A snapshot that is served, and its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TemplateArgument {
@@ -78,7 +81,7 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub(crate) max_queued: u32,
     /// Machines whose memory is being read at once, by prefetch or copy; others wait for their turn
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_READING, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) max_reading: u32,
     /// How long machines may still run when the server is to end
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds)]

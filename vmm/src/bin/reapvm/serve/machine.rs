@@ -33,6 +33,10 @@ pub(super) struct Job {
     pub(super) number: u64,
     /// Whether a prepared machine was there.
     pub(super) prepared: bool,
+    /// When its machine was prepared and it first waited for its turn to read, if it had to.
+    pub(super) turn_since_ns: Option<u64>,
+    /// Time that it waited for its turn.
+    pub(super) turn_ms: f64,
     /// Time until it was handed to its machine.
     pub(super) queued_ms: f64,
 }

@@ -26,7 +26,7 @@ mod worker;
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
-pub(crate) use request::run as request;
+pub(crate) use request::{Connection, invocation_request, run as request};
 pub(crate) use worker::run as run_worker;
 
 use crate::cli::Serve;

@@ -111,7 +111,10 @@ pub(crate) struct InvocationResult {
     pub(crate) prepared: bool,
     /// From the request to the moment when it was handed to its machine, in ms.
     pub(crate) queued_ms: f64,
-    /// From the request to the first KVM_RUN in ms, without the wait for the working set.
+    /// Of that, how long a machine was prepared and waited for its turn to read its memory, in ms.
+    pub(crate) turn_ms: f64,
+    /// From the request to the first KVM_RUN in ms, without the waits for its turn and for the
+    /// working set.
     pub(crate) control_ms: f64,
     /// A `ColdStartReport`; its times count from the arrival of the request.
     pub(crate) report: Box<RawValue>,

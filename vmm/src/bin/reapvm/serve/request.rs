@@ -18,6 +18,8 @@ use crate::command::{CommandResult, print_report};
 /// What the server answers.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Answer {
+    /// That of the request.
+    pub(crate) id: Value,
     pub(crate) result: Option<Box<RawValue>>,
     pub(crate) error: Option<Refusal>,
 }
@@ -58,8 +60,14 @@ impl Connection {
 
     /// Sends a request.
     pub(crate) fn send(&mut self, request: &Value) -> std::io::Result<()> {
-        let stream = self.0.get_mut();
-        stream.write_all(format!("{request}\n").as_bytes())
+        self.send_lines(&[request.to_string()])
+    }
+
+    /// Sends requests at once, a line each.
+    pub(crate) fn send_lines(&mut self, requests: &[String]) -> std::io::Result<()> {
+        let mut text = requests.join("\n");
+        text.push('\n');
+        self.0.get_mut().write_all(text.as_bytes())
     }
 
     /// Waits for the next answer.

@@ -142,14 +142,16 @@ impl Server {
                 continue;
             };
             let Some(job) = &mut worker.job else { continue };
+            let now_ns = clock::monotonic_ns();
+            let turn_since_ns = *job.turn_since_ns.get_or_insert(now_ns);
             if job.reads_ahead() {
                 if reading >= self.options.max_reading as usize {
                     continue;
                 }
                 reading += 1;
             }
-            let waited_ns = clock::monotonic_ns().saturating_sub(job.received_ns);
-            job.queued_ms = waited_ns as f64 / 1e6;
+            job.turn_ms = (now_ns - turn_since_ns) as f64 / 1e6;
+            job.queued_ms = now_ns.saturating_sub(job.received_ns) as f64 / 1e6;
             if let Err(error) = worker.start() {
                 tracing::warn!(%error, "cannot tell a worker what to do");
                 // Its end is seen on its socket.
@@ -449,7 +451,8 @@ impl Server {
                     snapshot_id: worker.snapshot_id.clone(),
                     prepared: job.prepared,
                     queued_ms: job.queued_ms,
-                    control_ms,
+                    turn_ms: job.turn_ms,
+                    control_ms: control_ms - job.turn_ms,
                     report,
                 };
                 self.counts.served += 1;

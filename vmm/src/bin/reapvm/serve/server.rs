@@ -378,6 +378,8 @@ impl Server {
             received_ns,
             number: self.number(),
             prepared: false,
+            turn_since_ns: None,
+            turn_ms: 0.0,
             queued_ms: 0.0,
         };
         self.queue.push_back(job);
