@@ -7,6 +7,8 @@ use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use reapvm_tests::guest::{self, Image};
 use reapvm_tests::launcher::{self, Ended};
@@ -120,8 +122,16 @@ fn a_signal_that_comes_before_the_machine_runs_counts() {
             "--wait-for",
             "what is never said",
         ];
+        let create = [
+            "snapshot",
+            "create",
+            "--function",
+            "helloworld",
+            "-o",
+            saved.to_str().unwrap(),
+        ];
         for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
-            for arguments in [&run[..], &restore, &save] {
+            for arguments in [&run[..], &restore, &save, &create] {
                 let mut command = launcher::command(arguments);
                 // SAFETY: the functions that are called between fork and exec are
                 // async-signal-safe, and the set is initialised before it is used.
@@ -144,6 +154,33 @@ fn a_signal_that_comes_before_the_machine_runs_counts() {
             }
         }
         assert!(scratch::names_in(scratch.path()).is_empty());
+    });
+}
+
+#[test]
+fn a_signal_while_a_guest_is_waited_for_leaves_nothing() {
+    guarded(|| {
+        let scratch = scratch::dir();
+        let path = |name: &str| scratch.path().join(name);
+        fs::write(path("disk"), [b'x'; 512]).unwrap();
+        disk_guest::image().write(&path("kernel"));
+        let mut create = launcher::command(["snapshot", "create", "--wait-for", "never"]);
+        create.arg("--kernel").arg(path("kernel"));
+        create
+            .arg("--drive")
+            .arg(format!("path={}", path("disk").display()));
+        create.arg("--vsock-uds").arg(path("v.sock"));
+        let child = launcher::start(create.arg("-o").arg(path("snap")));
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !path("v.sock").exists() {
+            assert!(Instant::now() < deadline, "the machine is not made");
+            thread::sleep(Duration::from_millis(5));
+        }
+        // SAFETY: the child has not been waited for, so that the id is still its own.
+        assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGINT) }, 0);
+        let ended = launcher::finish(child);
+        assert_eq!(ended.code, Some(128 + libc::SIGINT), "{ended:?}");
+        assert_eq!(scratch::names_in(scratch.path()), ["disk", "kernel"]);
     });
 }
 

@@ -63,7 +63,8 @@ pub(crate) fn watch_termination() -> io::Result<Termination> {
 }
 
 impl Termination {
-    /// Calls `action` in a thread of its own when the first of the signals arrives.
+    /// Calls `action` in a thread of its own when the first of the signals arrives. The one after
+    /// it ends the program at once, for what cannot be waited for.
     pub(crate) fn on_signal(&self, action: impl FnOnce(u8) + Send + 'static) -> io::Result<()> {
         let signals = self.signals;
         let seen = Arc::clone(&self.seen);
@@ -76,6 +77,17 @@ impl Termination {
                     let signal = signal as u8;
                     seen.store(signal, Ordering::Release);
                     action(signal);
+                    // SAFETY: the set is a live local that was initialised above.
+                    unsafe {
+                        libc::pthread_sigmask(
+                            libc::SIG_UNBLOCK,
+                            &raw const signals,
+                            std::ptr::null_mut(),
+                        );
+                    }
+                    loop {
+                        std::thread::park();
+                    }
                 }
             })?;
         Ok(())

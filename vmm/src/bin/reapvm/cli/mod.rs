@@ -79,10 +79,10 @@ impl Command {
     }
 }
 
-/// How `run` and `restore` end.
+/// How what runs a machine ends.
 const EXIT_CODES: &str = "\
 Exit codes:
-  0      the guest reset or powered off its machine
+  0      the guest reset or powered off its machine, or it was saved as asked for
   1      the machine or its guest failed: the message says how
   2      the command line is wrong
   3      the guest's kernel panicked, and said so through pvpanic
@@ -155,6 +155,7 @@ pub(crate) enum SnapshotCommand {
 }
 
 #[derive(Args)]
+#[command(after_help = EXIT_CODES)]
 pub(crate) struct SnapshotCreate {
     #[command(flatten)]
     pub(crate) machine: MachineOptions,

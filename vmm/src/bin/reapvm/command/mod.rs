@@ -4,6 +4,7 @@ mod image;
 mod invoke;
 mod restore;
 mod run;
+mod save;
 mod snapshot;
 mod trace;
 mod working_set;

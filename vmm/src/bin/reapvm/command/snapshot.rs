@@ -5,17 +5,18 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use reapvm::function_vm::{self, ReadyWhen};
+use reapvm::function_vm::{FunctionVm, ReadyWhen};
+use reapvm::machine::{Console, Machine};
 use reapvm_reap::trace::TraceReader;
 use reapvm_reap::{WorkingSet, WorkingSetError};
 use reapvm_snapshot::{PAGE_SIZE, Snapshot};
 use serde::Serialize;
 
 use super::CommandResult;
-use crate::cli::{
-    SnapshotCommand, SnapshotCreate, SnapshotInfo, SnapshotMerge, SnapshotVerify, WaitFor,
-};
+use super::save::{SaveWhenReady, ready_when};
+use crate::cli::{SnapshotCommand, SnapshotCreate, SnapshotInfo, SnapshotMerge, SnapshotVerify};
 use crate::output;
+use crate::terminal::watch_termination;
 
 pub(super) fn run(command: SnapshotCommand) -> CommandResult {
     match command {
@@ -45,30 +46,22 @@ fn create(arguments: &SnapshotCreate) -> CommandResult {
         (None, Some(_)) => Some(&default_warm_up),
         (None, None) => None,
     };
-    let manifest = function_vm::create_snapshot(
-        config,
-        &ready,
+    let (console, watch) = Console::watched();
+    // Before any thread is started: they all inherit the blocked signals.
+    let termination = watch_termination()?;
+    let vm = FunctionVm {
+        machine: Machine::boot(config, console)?,
+        console: watch,
+    };
+    let save = SaveWhenReady {
+        ready: Some(ready),
         warm_up,
-        &arguments.output,
-        arguments.timeout,
-    )?;
-    println!(
-        "{}: snapshot {} of {}, {} of {} pages hold data",
-        arguments.output.display(),
-        manifest.id,
-        name.as_deref().unwrap_or("a machine"),
-        manifest.memory.data_pages,
-        manifest.memory.page_count()
-    );
-    Ok(ExitCode::SUCCESS)
-}
-
-/// By what the guest shows that it is ready.
-pub(super) fn ready_when(wait_for: &WaitFor) -> ReadyWhen {
-    match wait_for {
-        WaitFor::Text(text) => ReadyWhen::ConsoleText(text.clone()),
-        WaitFor::VsockPort(port) => ReadyWhen::VsockPort(*port),
-    }
+        timeout: arguments.timeout,
+        output: &arguments.output,
+        diff_of: None,
+        name: name.as_deref().unwrap_or("a machine"),
+    };
+    save.run(vm, &termination)
 }
 
 /// What `snapshot info` tells of a file that is made after the snapshot.
