@@ -5,7 +5,9 @@
 //! nothing. So each prefetch is looked at, and where it missed too much, the pages that it missed
 //! join the set and the next start records again, because only a recording shows what is not
 //! touched. It does not replace the set: the pages that it touched count as touched by one recording
-//! more, new ones join, and a page that several recordings in a row did not touch leaves.
+//! more, new ones join, and a page that several recordings in a row did not touch leaves. A set that
+//! came from elsewhere is prefetched once and recorded then, whatever it missed: a prefetch alone
+//! does not show what is not touched.
 //!
 //! As long as much of the set is pages that the last recording did not touch, recording goes on, so
 //! that a set of another function's is right after a few starts. It goes on for no longer than it
@@ -77,6 +79,8 @@ pub enum RecordReason {
     Misses,
     /// A run left too much of the set untouched.
     Unused,
+    /// It is not known how much of the set is touched: it is not one that evolved.
+    Unchecked,
     /// Every start is to record.
     Always,
 }
@@ -89,6 +93,7 @@ impl RecordReason {
             Self::NoSet => "there was no working set",
             Self::Misses => "a prefetch missed too many pages",
             Self::Unused => "too many pages of the set were not touched",
+            Self::Unchecked => "it was not known how much of the set is touched",
             Self::Always => "every start is to record",
         }
     }

@@ -10,8 +10,8 @@ use reapvm_reap::trace::{
     Clock, ThreadKind, TraceHeader, TraceRegion, TraceSource, TraceSummary, TraceThread,
 };
 use reapvm_reap::{
-    Access, MemoryRestoreMode, Page, PageSource, PageSourceError, Phase, TraceRecord, WorkingSet,
-    trace,
+    Access, MemoryRestoreMode, Page, PageSource, PageSourceError, Phase, RecordReason, TraceRecord,
+    WorkingSet, WorkingSetState, trace,
 };
 use reapvm_snapshot::{SnapshotId, StateFile};
 use reapvm_tests::{fuzzed, scratch, snapshots};
@@ -149,12 +149,20 @@ fn main() {
     let diff = seed_of("memory_index").with_file_name("seed-diff");
     fs::write(diff, memory_index(&id, true)).unwrap();
     let pages = [0x5000, 0x6000, 0x1000, 0x10_0000];
-    WorkingSet::write(
+    let set = WorkingSet::write(
         &seed_of("working_set"),
         &id,
         &pages,
         &mut Numbered([0x5a; 4096]),
     )
+    .unwrap();
+    WorkingSetState {
+        fingerprint: set.fingerprint(),
+        record_next: Some(RecordReason::Misses),
+        recordings_in_a_row: 2,
+        untouched_in_a_row: vec![0, 2, 1, 0],
+    }
+    .write(&seed_of("working_set_state"), &id)
     .unwrap();
     write_traces(&id, &pages);
     let scratch = scratch::dir();

@@ -4,8 +4,8 @@
 use std::path::Path;
 
 use reapvm_devices::fuzzing;
-use reapvm_reap::WorkingSet;
 use reapvm_reap::trace::{self, TraceReader};
+use reapvm_reap::{WorkingSet, WorkingSetState};
 use reapvm_snapshot::{MemoryIndex, Snapshot, SnapshotId, StateFile};
 
 /// The id that the seeds of the file formats carry.
@@ -14,7 +14,7 @@ pub const SEED_ID: [u8; 16] = *b"reapvm-seed-0001";
 pub const MEMORY_BYTES: u64 = 128 << 20;
 
 /// The names of all targets.
-pub const TARGETS: [&str; 10] = [
+pub const TARGETS: [&str; 11] = [
     "rng",
     "vsock",
     "block",
@@ -23,6 +23,7 @@ pub const TARGETS: [&str; 10] = [
     "state_file",
     "memory_index",
     "working_set",
+    "working_set_state",
     "trace",
     "manifest",
 ];
@@ -63,6 +64,14 @@ pub fn drive(name: &str, bytes: &[u8], scratch: &Path) {
             // The other reader has to agree as far as it looks.
             if let Ok(reader) = WorkingSet::open(&file, &id, MEMORY_BYTES) {
                 let _ = reader.read_tables();
+            }
+        }
+        "working_set_state" => {
+            std::fs::write(&file, bytes).unwrap();
+            if let Ok(Some(state)) = WorkingSetState::read(&file, &id, MEMORY_BYTES) {
+                // What was read is what is written.
+                state.write(&file, &id).unwrap();
+                assert_eq!(std::fs::read(&file).unwrap(), bytes);
             }
         }
         "trace" => {

@@ -65,6 +65,9 @@ fn the_seeds_of_the_file_formats_are_accepted() {
     let file = scratch.path().join("f");
     std::fs::write(&file, seed("working_set")).unwrap();
     reapvm_reap::WorkingSet::verify(&file, &id, fuzzed::MEMORY_BYTES).unwrap();
+    std::fs::write(&file, seed("working_set_state")).unwrap();
+    let state = reapvm_reap::WorkingSetState::read(&file, &id, fuzzed::MEMORY_BYTES);
+    assert_eq!(state.unwrap().unwrap().untouched_in_a_row, [0, 2, 1, 0]);
     std::fs::write(&file, seed("trace")).unwrap();
     assert!(!reapvm_reap::trace::read(&file, &id).unwrap().is_empty());
 }

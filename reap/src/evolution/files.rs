@@ -127,6 +127,8 @@ struct Known {
     untouched: Untouched,
     recordings_in_a_row: u16,
     record_next: Option<RecordReason>,
+    /// There is a state that describes the set.
+    is_described: bool,
     /// Why what the file said is not used, if there is one.
     reset: Option<String>,
 }
@@ -189,6 +191,7 @@ impl EvolvingSet {
             untouched: evolved.untouched,
             recordings_in_a_row,
             record_next,
+            is_described: true,
             reset: None,
         };
         let set = WorkingSet::write_counted(&self.set_path, &self.id, &evolved.touches, source)?;
@@ -232,7 +235,7 @@ impl EvolvingSet {
                     && state.recordings_in_a_row == 0
                     && (state.record_next.is_some() || !wastes_too_much)
             }
-            None => found.reset.is_none() && !wastes_too_much,
+            None => false,
         };
         if is_settled && !misses_too_much {
             return Ok(Prefetched {
@@ -270,6 +273,8 @@ impl EvolvingSet {
                 known.recordings_in_a_row = 0;
                 if wastes_too_much {
                     known.record_next.get_or_insert(RecordReason::Unused);
+                } else if !known.is_described && unused_pages.is_none() {
+                    known.record_next = Some(RecordReason::Unchecked);
                 }
                 self.write_known(&before, &known)?;
             }
@@ -305,6 +310,7 @@ impl EvolvingSet {
                 known.untouched = set.page_gpas().zip(state.untouched_in_a_row).collect();
                 known.recordings_in_a_row = state.recordings_in_a_row;
                 known.record_next = state.record_next;
+                known.is_described = true;
             }
             (_, Some(_)) => {
                 known.reset = Some("it described another working set than the one found".into());

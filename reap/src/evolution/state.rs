@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | 0 | 8 | `REAPVMEV` |
 //! | 8 | 4 | version, 1 |
-//! | 12 | 4 | whether the next start records: 0 no, 1 for misses, 2 for unused pages |
+//! | 12 | 4 | whether the next start records: 0 no, 1 for misses, 2 for unused pages, 3 as a check |
 //! | 16 | 16 | id of the snapshot |
 //! | 32 | 4 | fingerprint of the working set that it describes: the CRC32C in that one's header |
 //! | 36 | 4 | CRC32C of all bytes but these four |
@@ -126,7 +126,8 @@ pub(super) enum Defect {
 pub struct WorkingSetState {
     /// [`WorkingSet::fingerprint`](crate::WorkingSet::fingerprint) of the set that it describes.
     pub fingerprint: u32,
-    /// Why the next start records, if it does: misses or unused pages.
+    /// Why the next start records, if it does: misses, unused pages, or because it is to be
+    /// known whether there are any.
     pub record_next: Option<RecordReason>,
     /// How many recordings there were since the last prefetch.
     pub recordings_in_a_row: u16,
@@ -201,6 +202,7 @@ impl WorkingSetState {
         let record_next: u32 = match self.record_next {
             Some(RecordReason::Misses) => 1,
             Some(RecordReason::Unused) => 2,
+            Some(RecordReason::Unchecked) => 3,
             // The others are not about what a run found.
             Some(RecordReason::NoSet | RecordReason::Always) | None => 0,
         };
@@ -257,6 +259,7 @@ impl WorkingSetState {
                 0 => None,
                 1 => Some(RecordReason::Misses),
                 2 => Some(RecordReason::Unused),
+                3 => Some(RecordReason::Unchecked),
                 _ => return Err(Defect::Corrupt("an unknown reason to record")),
             },
             recordings_in_a_row: u16::try_from(recordings_in_a_row)

@@ -115,6 +115,32 @@ fn a_set_of_other_pages_becomes_right_and_recording_ends() {
 }
 
 #[test]
+fn a_set_from_elsewhere_that_misses_nothing_is_checked_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = set_in(dir.path());
+    let touches: BTreeSet<u64> = (0..100).collect();
+    let write = |pages| {
+        WorkingSet::write(&set.set_path, &id(), &gpas(0..pages), &mut source()).unwrap();
+    };
+    use Plan::{Prefetch, Record};
+    let check = Record(RecordReason::Unchecked);
+    write(100);
+    let plans = [(); 4].map(|()| start(&set, &touches).0);
+    assert_eq!(plans, [Prefetch, check, Prefetch, Prefetch]);
+    // Too large.
+    write(150);
+    let unused = Record(RecordReason::Unused);
+    let plans = [(); 6].map(|()| start(&set, &touches).0);
+    assert_eq!(plans, [Prefetch, check, unused, unused, Prefetch, Prefetch]);
+    assert_eq!(pages_of(&held(&set)), touches);
+    // A prefetch that was measured is a check.
+    write(105);
+    let found = add_prefetch(&set, &held(&set), 0, Some(5));
+    assert_eq!(found.record_next, None);
+    assert_eq!(set.plan().unwrap(), Prefetch);
+}
+
+#[test]
 fn an_empty_set_and_none_at_all_are_recorded() {
     let dir = tempfile::tempdir().unwrap();
     let set = set_in(dir.path());
@@ -267,7 +293,8 @@ fn a_state_that_cannot_be_used_is_an_error_unless_it_may_be_reset() {
             .state_reset;
         assert!(reset.unwrap().contains(message));
         // It was begun anew.
-        assert_eq!(set.plan().unwrap(), Plan::Prefetch);
+        let plan = set.plan().unwrap();
+        assert_eq!(plan, Plan::Record(RecordReason::Unchecked));
     }
     fs::remove_file(&set.state_path).unwrap();
     fs::create_dir(&set.state_path).unwrap();
@@ -360,7 +387,8 @@ fn any_state() -> impl Strategy<Value = WorkingSetState> {
         any::<u32>(),
         prop::option::of(prop_oneof![
             Just(RecordReason::Misses),
-            Just(RecordReason::Unused)
+            Just(RecordReason::Unused),
+            Just(RecordReason::Unchecked)
         ]),
         any::<u16>(),
         prop::collection::vec(any::<u16>(), 0..300),
