@@ -1,6 +1,6 @@
 # `make bench` and `make test` set up what is missing; `make help` names the rest.
 
-.PHONY: help setup build test linux-kernels linux-images test-linux test-python bench lint clean
+.PHONY: help setup build test linux-kernels linux-images test-linux test-python bench report-screenshots lint clean
 CARGO ?= cargo
 BENCH_FLAGS ?=
 TARGET := x86_64-unknown-linux-gnu
@@ -9,7 +9,7 @@ BINARY := target/$(TARGET)/release/reapvm
 JOBS ?=
 
 help: ## Name the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
 
 setup: ## Install the Debian packages that are missing, naming them first
 	@./.ci/setup
@@ -40,6 +40,9 @@ test-linux: build linux-kernels ## Run stock Linux guests in a nested host (need
 
 bench: build ## Boot, snapshot and cold-start the ten functions; print the table
 	./bin/reapvm bench --json bench-results/bench.json $(BENCH_FLAGS)
+
+report-screenshots: build ## Trace a cold start and picture its report (needs Chromium)
+	@./reap/analysis/screenshots bin/reapvm bench-results/report
 
 lint: setup ## Check format and lints as CI does
 	$(CARGO) fmt --all --check

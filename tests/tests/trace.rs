@@ -143,3 +143,52 @@ fn what_cannot_be_traced_or_read_is_an_error() {
         refused(&["damaged"]);
     });
 }
+
+#[test]
+fn a_trace_is_exported_compared_and_reported() {
+    guarded(|| {
+        let scratch = scratch::dir();
+        let dir = snapshots::shared("helloworld");
+        let path = |name: &str| scratch.path().join(name).to_str().unwrap().to_owned();
+        let (first, second) = (path("first.trace"), path("second.trace"));
+        record(&dir, Path::new(&first), &[]).success();
+        record(&dir, Path::new(&second), &["--warm-page-cache"]).success();
+        let count = info(Path::new(&first))["summary"]["records"]
+            .as_u64()
+            .unwrap();
+
+        let csv = launcher::run(["trace", "export", &first, "--format", "csv"]).success();
+        assert_eq!(csv.lines().count() as u64, count + 1);
+        for format in ["csv", "jsonl", "parquet", "chrome"] {
+            let out = path(format);
+            let export = ["trace", "export", &first, "--format", format, "-o", &out];
+            let said = launcher::run(export).success();
+            assert!(said.contains(&format!("{count} records")), "{said}");
+            assert!(std::fs::metadata(&out).unwrap().len() > count);
+        }
+        launcher::run(["trace", "export", &first, "--format", "xlsx"])
+            .failure(&["csv", "jsonl", "parquet", "chrome"]);
+
+        let diff = launcher::run(["trace", "diff", "--json", &first, &second]).json();
+        assert_eq!(diff["same_snapshot"], true);
+        assert!(diff["jaccard"].as_f64().unwrap() > 0.9, "{diff}");
+        let text = launcher::run(["trace", "diff", &first, &first]).success();
+        assert!(text.contains("100.0 %") && text.contains("1.000"), "{text}");
+
+        let html = path("report.html");
+        launcher::run(["trace", "report", &first, "-o", &html]).success();
+        let page = std::fs::read_to_string(&html).unwrap();
+        assert!(page.contains("Page faults of helloworld, memory mode ondemand"));
+        assert!(page.contains(&format!("reapvm trace report {first} -o {html}")));
+
+        // A damaged trace leaves no half of an export, and the report of before.
+        let whole = std::fs::read(&first).unwrap();
+        snapshots::flip_bit(Path::new(&first), whole.len() as u64 * 3 / 4);
+        let out = path("none");
+        let export = ["trace", "export", &first, "--format", "csv", "-o", &out];
+        launcher::run(export).failure(&["damaged"]);
+        assert!(!Path::new(&out).exists());
+        launcher::run(["trace", "report", &first, "-o", &html]).failure(&["damaged"]);
+        assert_eq!(std::fs::read_to_string(&html).unwrap(), page);
+    });
+}

@@ -16,6 +16,8 @@ pub(crate) use serve::{
     Request, RequestCommand, RequestInvoke, Serve, ServeWorker, TemplateArgument,
 };
 pub(crate) use trace::{TraceCommand, TraceFlags, TraceInfo, TraceRecordArguments};
+#[cfg(feature = "analysis")]
+pub(crate) use trace::{TraceDiff, TraceExport, TraceReportArguments};
 pub(crate) use working_set::{
     WorkingSetCommand, WorkingSetDiff, WorkingSetMerge, WorkingSetPolicyOptions, WorkingSetShow,
     to_arguments as working_set_arguments,

@@ -1,0 +1,40 @@
+//! What a fault trace tells: statistics, exports and reports.
+//!
+//! | part | what it does |
+//! |---|---|
+//! | [`Statistics`] | counts, distributions and curves of a trace, in one pass |
+//! | [`Comparison`] | which pages two traces share, and how alike their orders are |
+//! | [`export`] | CSV, JSON lines, Apache Parquet, Chrome's trace-event JSON |
+//! | [`report`](mod@report) | one HTML file with figures, their tables, and no need of a network |
+//!
+//! Everything reads a trace record by record. What is kept grows with the pages that were touched,
+//! at most a few tens of bytes each, and not with the records.
+
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::panic,
+        reason = "a test fails by panicking"
+    )
+)]
+
+mod comparison;
+pub mod export;
+mod histogram;
+mod page_set;
+mod plot;
+pub mod report;
+mod space;
+mod statistics;
+#[cfg(test)]
+mod test_traces;
+
+pub use comparison::Comparison;
+pub use histogram::{Bucket, Histogram};
+pub use page_set::PageSet;
+pub use space::{AddressBin, AddressMap};
+pub use statistics::{CurvePoint, PhaseCounts, Statistics, ThreadCounts};
+
+/// Length of a page of guest memory, in bytes.
+pub(crate) const PAGE_BYTES: u64 = reapvm_snapshot::PAGE_SIZE as u64;

@@ -1,0 +1,47 @@
+//! Tables of a report.
+
+use std::fmt::Write;
+
+use super::escape;
+
+/// The numbers behind a figure.
+pub(super) struct Table {
+    columns: Vec<&'static str>,
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    pub(super) fn new(columns: &[&'static str]) -> Self {
+        Self {
+            columns: columns.to_vec(),
+            rows: Vec::new(),
+        }
+    }
+
+    /// Adds a row: its name and its numbers.
+    pub(super) fn row(&mut self, cells: Vec<String>) {
+        self.rows.push(cells);
+    }
+
+    pub(super) fn to_html(&self) -> String {
+        let mut html = String::from("<table><thead><tr>");
+        for column in &self.columns {
+            // Writing to a string does not fail.
+            let _ = write!(html, "<th scope=\"col\">{}</th>", escape(column));
+        }
+        html.push_str("</tr></thead><tbody>");
+        for row in &self.rows {
+            html.push_str("<tr>");
+            for (at, cell) in row.iter().enumerate() {
+                let cell = escape(cell);
+                let _ = match at {
+                    0 => write!(html, "<th scope=\"row\">{cell}</th>"),
+                    _ => write!(html, "<td>{cell}</td>"),
+                };
+            }
+            html.push_str("</tr>");
+        }
+        html.push_str("</tbody></table>\n");
+        html
+    }
+}
