@@ -16,15 +16,16 @@
 //! | [`EvolvingSet`] | a working set that is recorded again when it misses too much |
 //! | [`TouchCounts`] | the pages of one or more recordings, to merge and to compare |
 //! | [`TouchProbe`] | which prefetched pages the guest touched, by the kernel's marks |
-//! | [`WorkingSetReader`] | reads that file past the page cache, for [`Pager::install`] |
+//! | [`WorkingSetReader`] | reads that file past the page cache, for [`Pager::begin_install`] |
 //! | [`FaultTrace`] | every fault, in a bounded buffer, while that is wanted |
 //! | [`trace`] | touches of pages as a file |
 //!
 //! This crate knows neither KVM nor devices: memory is a list of [`MemoryRegion`]s.
 //!
 //! # Lifecycle
-//! [`Pager::new`] registers the memory, [`Pager::install`] prefetches (optional), [`Pager::start`]
-//! begins to serve, [`Pager::stop`] ends it once nothing runs any more that touches the memory.
+//! [`Pager::new`] takes the memory, [`Pager::start`] begins to serve, [`Pager::begin_install`]
+//! prefetches beside it (optional), [`Pager::stop`] ends it once nothing runs any more that
+//! touches the memory.
 
 #![cfg_attr(
     test,
@@ -37,14 +38,15 @@
 
 mod evolution;
 mod extents;
+mod install;
 mod mode;
 mod page_bitmap;
 mod page_buffer;
+pub mod page_cache;
 mod page_states;
 mod paged_memory;
 mod pager;
 mod phase;
-mod prefetch;
 mod recorder;
 mod region;
 mod regular_file;
@@ -66,11 +68,15 @@ pub use evolution::{
     WorkingSetState, WorkingSetStateError,
 };
 pub use extents::{Extent, merge_first_touch};
+pub use install::{
+    Install, InstallError, InstallMethod, InstallOptions, InstallReport, ParseInstallMethodError,
+    ReadPath,
+};
 pub use mode::{MemoryRestoreMode, ParseMemoryRestoreModeError};
 pub use page_states::{PageState, PageStates};
 pub use pager::{DEFAULT_SPIN, Pager, PagerConfig, PagerError};
 pub use phase::{Phase, PhaseCell};
-pub use prefetch::{InstallError, InstallMethod, InstallReport};
+
 pub use recorder::Recording;
 pub use region::{MemoryRegion, RegionError};
 pub use serve::ServeError;

@@ -93,6 +93,15 @@ impl PageAccount {
         }
     }
 
+    /// The `pages` from number `first` on are not in place after all.
+    pub(crate) fn set_missing(&self, first: u64, pages: u64) {
+        for page in first..first + pages {
+            if let Some(word) = self.installed.get((page / 64) as usize) {
+                word.fetch_and(!(1 << (page % 64)), Ordering::Relaxed);
+            }
+        }
+    }
+
     /// The `pages` from number `first` on are dropped, whatever they were.
     pub(crate) fn set_dropped(&self, first: u64, pages: u64) {
         for page in first..first + pages {
@@ -104,6 +113,13 @@ impl PageAccount {
             }
         }
         self.has_dropped.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the page is in place.
+    pub(crate) fn is_installed(&self, page: u64) -> bool {
+        self.installed
+            .get((page / 64) as usize)
+            .is_some_and(|word| word.load(Ordering::Relaxed) >> (page % 64) & 1 == 1)
     }
 
     /// Whether any page ever was dropped.

@@ -15,16 +15,14 @@
 //!   the account is asked before the source is.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
-
-use reapvm_snapshot::PAGE_SIZE;
 
 use crate::PAGE_SIZE_BYTES;
 use crate::page_states::PageAccount;
 use crate::pager::Shared;
-use crate::region::{PageLocation, RegionMap};
+use crate::region::RegionMap;
 use crate::serve::ServeError;
 use crate::stats::add;
 use crate::trace::Access;
@@ -42,8 +40,8 @@ const ATTEMPTS_IN_A_ROW: u32 = 64;
 
 /// Rounds of such attempts without a new message before the pager gives up its processor for
 /// longer than a yield: the sender may be waiting for one.
-const ROUNDS_BEFORE_SLEEP: u32 = 64;
-const RETRY_SLEEP: Duration = Duration::from_micros(50);
+pub(crate) const ROUNDS_BEFORE_SLEEP: u32 = 64;
+pub(crate) const RETRY_SLEEP: Duration = Duration::from_micros(50);
 
 /// A thread that waits for a page.
 #[derive(Clone, Copy, Debug)]
@@ -87,6 +85,10 @@ impl PagedMemory {
             let waiting = &mut self.waiting;
             let regions = &self.regions;
             let shared = &self.shared;
+            // Asked first, so that a pager that spins does not keep out those who install.
+            if !self.uffd.has_message()? {
+                break;
+            }
             // The sender of a REMOVE may go on as soon as it is read. Whoever looks at the account
             // after that must find the removal in it.
             let _accounting = shared.begin_accounting();
@@ -139,99 +141,6 @@ impl PagedMemory {
         }
         Ok(())
     }
-
-    /// How many of the `pages` from `page_at` on come before the first that was dropped.
-    fn pages_not_removed(&self, page_at: PageLocation, pages: u64) -> u64 {
-        if !self.shared.pages.has_dropped() {
-            return pages;
-        }
-        (0..pages)
-            .find(|page| self.shared.pages.was_dropped(page_at.index + page))
-            .unwrap_or(pages)
-    }
-
-    /// Whether a region holds each of the `pages` from guest-physical address `gpa` on.
-    pub(crate) fn holds(&self, gpa: u64, pages: u64) -> bool {
-        let mut gpa = gpa;
-        let mut left = pages;
-        while left > 0 {
-            let Some(page_at) = self.regions.locate_gpa(gpa) else {
-                return false;
-            };
-            let held = left.min(page_at.pages_to_region_end);
-            left -= held;
-            gpa = gpa.saturating_add(held * PAGE_SIZE_BYTES);
-        }
-        true
-    }
-
-    /// Tries once to install `bytes`, whole pages, at guest-physical address `gpa`, or as much of
-    /// them as can be done at once.
-    fn try_install(
-        &self,
-        gpa: u64,
-        bytes: &[u8],
-        turned_down: u32,
-    ) -> Result<Installed, ServeError> {
-        let page_at = self
-            .regions
-            .locate_gpa(gpa)
-            .ok_or(ServeError::NoSuchPage { gpa })?;
-        let left = bytes.len() as u64 / PAGE_SIZE_BYTES;
-        let pages = self.pages_not_removed(page_at, left.min(page_at.pages_to_region_end));
-        if pages == 0 {
-            // A page that was dropped is as good as present: it is to stay as it is.
-            return Ok(Installed::AlreadyPresent);
-        }
-        let run = &bytes[..pages as usize * PAGE_SIZE];
-        // SAFETY: the run begins at a page of a region and does not go past the region's end.
-        let installed = attempt(turned_down, || unsafe {
-            self.uffd.copy(page_at.hva, run, false)
-        })?;
-        if let Installed::Bytes(bytes) = installed {
-            let pages = bytes / PAGE_SIZE_BYTES;
-            self.shared.pages.set_installed(page_at.index, pages);
-        }
-        Ok(installed)
-    }
-}
-
-/// Installs `bytes`, whole pages, at guest-physical address `gpa` and wakes nobody. Pages that
-/// are there already or were dropped stay as they are. Returns how many pages it installed.
-///
-/// Several threads may install at once. They share the memory while they copy, and only the one
-/// that has to read messages has it alone: no message is taken away between another one's look
-/// at what was dropped and its copy.
-pub(crate) fn install_run(
-    memory: &RwLock<&mut PagedMemory>,
-    gpa: u64,
-    bytes: &[u8],
-) -> Result<u64, ServeError> {
-    let mut installed_pages = 0;
-    let mut done = 0;
-    let mut turned_down = 0;
-    while done < bytes.len() {
-        let installed = memory
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .try_install(gpa.saturating_add(done as u64), &bytes[done..], turned_down)?;
-        match installed {
-            Installed::Bytes(copied_bytes) => {
-                done += copied_bytes as usize;
-                installed_pages += copied_bytes / PAGE_SIZE_BYTES;
-                turned_down = 0;
-            }
-            Installed::AlreadyPresent => {
-                done += PAGE_SIZE;
-                turned_down = 0;
-            }
-            Installed::Again => memory
-                .write()
-                .unwrap_or_else(PoisonError::into_inner)
-                .let_removals_finish(&mut turned_down)?,
-        }
-    }
-    Ok(installed_pages)
 }
 
 /// Does `operation` once, or, if it has been turned down before, until a REMOVE no longer turns it

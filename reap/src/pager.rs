@@ -2,17 +2,20 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use crate::install::{
+    self, Install, InstallError, InstallReport, Placer, Progress, STACK_BYTES, THREAD_NAME,
+};
 use crate::page_states::{PageAccount, PageStates};
 use crate::paged_memory::PagedMemory;
 use crate::phase::PhaseCell;
-use crate::prefetch::{self, InstallError, InstallMethod, InstallReport};
 use crate::recorder::{Recorder, Recording};
 use crate::region::{MemoryRegion, RegionError, RegionMap};
 use crate::serve::{ServeError, Server};
@@ -20,7 +23,6 @@ use crate::source::PageSource;
 use crate::stats::{Counters, PagerStats, add};
 use crate::tracer::{FaultTrace, Tracer};
 use crate::uffd::{Uffd, UffdError};
-use crate::working_set_reader::WorkingSetReader;
 
 /// How long a pager looks for the next fault before it sleeps, unless it is told otherwise.
 ///
@@ -54,6 +56,9 @@ pub enum PagerError {
     /// It cannot serve the guest any more, which therefore cannot go on.
     #[error("the pager failed, so the guest cannot go on")]
     Serve(#[source] Arc<ServeError>),
+    /// The rest of the working set could not be installed while the guest ran already.
+    #[error("the working set could not be installed, so the guest cannot go on")]
+    Install(#[source] Arc<InstallError>),
 }
 
 /// What a [`Pager`] needs.
@@ -71,7 +76,8 @@ pub struct PagerConfig {
     /// How long to look for the next fault before sleeping: [`DEFAULT_SPIN`], or zero to sleep at
     /// once.
     pub spin: Duration,
-    /// Called once, on the pager's thread, when faults can no longer be served. If the guest has
+    /// Called once, on a thread of the pager's, when faults can no longer be served, or when a
+    /// working set cannot be installed that the guest did not wait for. If the guest has
     /// been marked as resumed, a thread that touches a missing page then waits until the [`Pager`]
     /// is gone, so this must see to it that the machine ends with the error: mark it failed and
     /// kick its vCPUs. It must neither touch guest memory nor wait for a thread that may.
@@ -83,10 +89,11 @@ pub(crate) struct Shared {
     pub(crate) counters: Counters,
     /// What has become of each page.
     pub(crate) pages: PageAccount,
-    /// Held while a page is put in place and the fault is accounted for, while messages are
-    /// read, and by whoever reads the account: a fault or a removal whose thread goes on is always
-    /// in it.
-    accounting: Mutex<()>,
+    /// Shared by those who put pages in place, from their look at what was dropped until the
+    /// account says what they did; held alone while messages are read, and by whoever reads the
+    /// account. So a fault or a removal whose thread goes on is always in it, and no removal
+    /// comes between such a look and the page.
+    accounting: RwLock<()>,
     /// `None`: does not record.
     pub(crate) recorder: Option<Mutex<Recorder>>,
     /// `None`: does not trace.
@@ -101,7 +108,12 @@ pub(crate) struct Shared {
     /// Written and read, together with `failure`, while the account is held.
     is_resumed: AtomicBool,
     failure: OnceLock<PagerError>,
+    on_failure: Mutex<Option<OnFailure>>,
+    /// A working set is being installed beside the pager.
+    is_installing: AtomicBool,
 }
+
+type OnFailure = Box<dyn FnOnce(PagerError) + Send>;
 
 impl Shared {
     /// Nanoseconds from the zero of the recorder's times to `instant`.
@@ -111,19 +123,83 @@ impl Shared {
     }
 
     /// Keeps the account of the faults as it is until the guard is dropped.
-    pub(crate) fn begin_accounting(&self) -> MutexGuard<'_, ()> {
+    pub(crate) fn begin_accounting(&self) -> RwLockWriteGuard<'_, ()> {
         self.accounting
-            .lock()
+            .write()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps `error` as the reason why nothing is served any more. Returns whether the guest may
-    /// run, or have run.
+    /// To be held from the look at what was dropped until the account says that the pages are in
+    /// place. Others may put other pages in place meanwhile.
+    pub(crate) fn begin_placing(&self) -> RwLockReadGuard<'_, ()> {
+        self.accounting
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether nobody serves any more, or soon nobody will.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.is_stopping.load(Ordering::Acquire) || self.failure.get().is_some()
+    }
+
+    /// Whether a working set is being installed beside the pager.
+    pub(crate) fn is_installing(&self) -> bool {
+        self.is_installing.load(Ordering::Acquire)
+    }
+
+    /// Keeps `error` as the reason why the guest cannot go on, if it is the first, and tells the
+    /// machine. Returns whether the guest may run, or have run.
     fn fail(&self, error: PagerError) -> bool {
-        let _accounting = self.begin_accounting();
-        // Only the pager's thread sets it, once.
-        let _ = self.failure.set(error);
-        self.is_resumed.load(Ordering::Relaxed)
+        let is_resumed = {
+            let _accounting = self.begin_accounting();
+            // A later one is a consequence of the first.
+            let _ = self.failure.set(error.clone());
+            self.is_resumed.load(Ordering::Relaxed)
+        };
+        let on_failure = self
+            .on_failure
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(on_failure) = on_failure {
+            on_failure(error);
+        }
+        is_resumed
+    }
+
+    /// The installation of `install` has ended so.
+    fn end_install(
+        &self,
+        install: &Install,
+        result: Result<InstallReport, InstallError>,
+        progress: &Progress,
+    ) {
+        self.is_installing.store(false, Ordering::Release);
+        let result = match result {
+            Ok(report) => Ok(report),
+            Err(error) if install.options.may_fall_back && !self.has_ended() => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "serving on demand"
+                );
+                Ok(InstallReport {
+                    method: install.options.method,
+                    pages: self.counters.read().prefetched_pages,
+                    fell_back: Some(error_chain(&error)),
+                    ..InstallReport::default()
+                })
+            }
+            Err(error) => Err(Arc::new(error)),
+        };
+        let failure = match &result {
+            Err(error) if !self.has_ended() && install.may_overlap() => Some(Arc::clone(error)),
+            _ => None,
+        };
+        // First, whatever happens in the hook of the machine.
+        progress.finish(result);
+        if let Some(error) = failure {
+            self.fail(PagerError::Install(error));
+        }
     }
 
     fn recording(&self) -> Recording {
@@ -167,10 +243,19 @@ pub struct Pager {
     /// Until the thread takes it.
     server: Option<Server>,
     thread: Option<JoinHandle<()>>,
-    on_failure: Option<Box<dyn FnOnce(PagerError) + Send>>,
+    installation: Option<Installation>,
+    is_registered: bool,
     /// Kept open after the thread has failed: closing it would let the guest go on with pages of
     /// zeroes. Last, so that it is closed when the thread is gone.
     uffd: Arc<Uffd>,
+}
+
+/// The installation of a working set beside the pager.
+struct Installation {
+    progress: Arc<Progress>,
+    /// Whether the guest may run before it is over.
+    may_overlap: bool,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Pager {
@@ -185,18 +270,30 @@ impl Pager {
     /// # Errors
     /// When the regions break a rule, or there is no userfaultfd for them.
     pub unsafe fn new(config: PagerConfig) -> Result<Self, PagerError> {
+        // SAFETY: the caller's promise, which is the same.
+        let mut pager = unsafe { Self::new_unregistered(config) }?;
+        pager.register()?;
+        Ok(pager)
+    }
+
+    /// As [`new`](Self::new), but the memory is registered by [`start`](Self::start) only. Until
+    /// then a thread that touches a missing page finds zeroes, so that nothing may touch the
+    /// memory but [`install_unregistered`](Self::install_unregistered).
+    ///
+    /// # Safety
+    /// As for [`new`](Self::new).
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new).
+    pub unsafe fn new_unregistered(config: PagerConfig) -> Result<Self, PagerError> {
         let regions = RegionMap::new(config.regions)?;
         let uffd = Arc::new(Uffd::open()?);
-        for region in regions.iter() {
-            // SAFETY: the caller's promise, which is the same.
-            unsafe { uffd.register(region) }?;
-        }
         let stop_event = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)
             .map_err(|errno| PagerError::StopEvent(Arc::new(errno.into())))?;
         let shared = Arc::new(Shared {
             counters: Counters::default(),
             pages: PageAccount::new(regions.page_count()),
-            accounting: Mutex::new(()),
+            accounting: RwLock::new(()),
             recorder: config
                 .record
                 .then(|| Mutex::new(Recorder::new(regions.page_count()))),
@@ -210,6 +307,8 @@ impl Pager {
             resumed_ns: AtomicI64::new(NOT_RESUMED),
             is_resumed: AtomicBool::new(false),
             failure: OnceLock::new(),
+            on_failure: Mutex::new(Some(config.on_failure)),
+            is_installing: AtomicBool::new(false),
         });
         let server = Server::new(
             PagedMemory::new(Arc::clone(&uffd), regions.clone(), Arc::clone(&shared)),
@@ -222,26 +321,126 @@ impl Pager {
             regions,
             server: Some(server),
             thread: None,
-            on_failure: Some(config.on_failure),
+            installation: None,
+            is_registered: false,
             uffd,
         })
     }
 
-    /// Installs a working set: reads it, verifies its pages and copies them, a run at a time. To
-    /// be called before [`start`](Self::start) and before anything touches guest memory.
+    fn register(&mut self) -> Result<(), PagerError> {
+        for region in self.regions.iter() {
+            // SAFETY: the promise of who made this pager.
+            unsafe { self.uffd.register(region) }?;
+        }
+        self.is_registered = true;
+        Ok(())
+    }
+
+    fn placer(&self) -> Placer {
+        Placer::new(
+            Arc::clone(&self.uffd),
+            self.regions.clone(),
+            Arc::clone(&self.shared),
+        )
+    }
+
+    /// Installs a working set by reads that land in guest memory itself
+    /// ([`InstallMethod::Direct`](crate::InstallMethod::Direct)), whatever the options say.
+    ///
+    /// # Safety
+    /// Nothing touches guest memory until this returns.
     ///
     /// # Errors
-    /// When the working set is refused, goes beyond guest memory, a page of it is damaged, or the
-    /// pager was started already. No page that is damaged is installed.
-    pub fn install(
+    /// When the memory is registered already, or the working set is refused, goes beyond guest
+    /// memory or has a page that is damaged. All its pages are missing then.
+    pub unsafe fn install_unregistered(
         &mut self,
-        working_set: &WorkingSetReader,
-        method: InstallMethod,
+        install: &Install,
     ) -> Result<InstallReport, InstallError> {
-        let server = self.server.as_mut().ok_or(InstallError::AlreadyStarted)?;
-        let report = prefetch::install(&mut server.memory, working_set, method)?;
+        if self.is_registered {
+            return Err(InstallError::Registered);
+        }
+        // SAFETY: the caller's promise; the memory is not registered.
+        let report = unsafe { install::install_unregistered(&self.placer(), install) }?;
         add(&self.shared.counters.prefetched_pages, report.pages);
         Ok(report)
+    }
+
+    /// Begins to install a working set on threads of its own, beside the thread that serves.
+    /// Pages that are in place already, because somebody touched them, stay as they are.
+    ///
+    /// # Errors
+    /// When the pager was not started, a working set was installed before, or the system has no
+    /// thread for it. All other errors are those of
+    /// [`wait_until_installed`](Self::wait_until_installed).
+    pub fn begin_install(&mut self, install: Install) -> Result<(), InstallError> {
+        if self.thread.is_none() {
+            return Err(InstallError::NotStarted {
+                method: install.options.method,
+            });
+        }
+        if self.installation.is_some() {
+            return Err(InstallError::Twice);
+        }
+        let placer = self.placer();
+        let shared = Arc::clone(&self.shared);
+        let progress = Arc::new(Progress::new());
+        let told = Arc::clone(&progress);
+        let may_overlap = install.may_overlap();
+        self.shared.is_installing.store(true, Ordering::Release);
+        let thread = thread::Builder::new()
+            .name(THREAD_NAME.to_owned())
+            .stack_size(STACK_BYTES)
+            .spawn(move || {
+                let result = panic::catch_unwind(AssertUnwindSafe(|| {
+                    install::install(&placer, &install, &told)
+                }))
+                .unwrap_or(Err(InstallError::Panicked));
+                shared.end_install(&install, result, &told);
+            })
+            .map_err(InstallError::Spawn)?;
+        self.installation = Some(Installation {
+            progress,
+            may_overlap,
+            thread: Some(thread),
+        });
+        Ok(())
+    }
+
+    /// Waits until the guest may run: until the working set is in place, or as much of it as the
+    /// method wants to be there first. Nothing to wait for if none is being installed.
+    ///
+    /// # Errors
+    /// Why it cannot be installed. No page that is damaged is in place.
+    pub fn wait_until_installed(&self) -> Result<(), Arc<InstallError>> {
+        match &self.installation {
+            Some(installation) => installation
+                .progress
+                .wait_until_ready(installation.may_overlap),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until the whole working set is in place and returns what was done; none if none was
+    /// to be installed.
+    ///
+    /// # Errors
+    /// As [`wait_until_installed`](Self::wait_until_installed).
+    pub fn finish_install(&self) -> Result<Option<InstallReport>, Arc<InstallError>> {
+        self.installation
+            .as_ref()
+            .map(|installation| installation.progress.wait_until_finished())
+            .transpose()
+    }
+
+    /// Installs a working set and waits for its end.
+    ///
+    /// # Errors
+    /// As [`begin_install`](Self::begin_install) and
+    /// [`wait_until_installed`](Self::wait_until_installed).
+    pub fn install(&mut self, install: Install) -> Result<InstallReport, Arc<InstallError>> {
+        self.begin_install(install).map_err(Arc::new)?;
+        Ok(self.finish_install()?.unwrap_or_default())
     }
 
     /// Starts the thread that serves faults.
@@ -252,9 +451,13 @@ impl Pager {
     /// [`mark_resumed`](Self::mark_resumed) refuses.
     ///
     /// # Errors
-    /// When it was started before, or the system has no thread for it.
+    /// When it was started before, the memory cannot be registered, or the system has no thread
+    /// for it.
     pub fn start(&mut self) -> Result<(), PagerError> {
-        let (Some(server), Some(on_failure)) = (self.server.take(), self.on_failure.take()) else {
+        if !self.is_registered {
+            self.register()?;
+        }
+        let Some(server) = self.server.take() else {
             return Err(PagerError::AlreadyStarted);
         };
         // Unless the guest has been marked as resumed, which it hardly can before this.
@@ -273,8 +476,7 @@ impl Pager {
                 if let Err(error) = server.run() {
                     let error = PagerError::Serve(Arc::new(error));
                     tracing::error!(error = &error as &dyn std::error::Error, "pager failed");
-                    let may_run = shared.fail(error.clone());
-                    on_failure(error);
+                    let may_run = shared.fail(error);
                     if !may_run {
                         let_go(&uffd, &regions);
                     }
@@ -373,6 +575,14 @@ impl Pager {
             return;
         };
         self.shared.is_stopping.store(true, Ordering::Release);
+        // First, because it needs the pager to get past a removal.
+        let installation = self.installation.as_mut();
+        if let Some(installing) = installation.and_then(|installation| installation.thread.take())
+            && installing.thread().id() != thread::current().id()
+        {
+            // It catches its panics.
+            let _ = installing.join();
+        }
         // It can fail only when the counter is full, and then the event is set already.
         let _ = rustix::io::write(&self.shared.stop_event, &1u64.to_ne_bytes());
         if thread.thread().id() != thread::current().id() {
@@ -400,4 +610,16 @@ fn let_go(uffd: &Uffd, regions: &RegionMap) {
             );
         }
     }
+}
+
+/// `error` and its causes in one line.
+fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
 }

@@ -167,6 +167,14 @@ impl Server {
             .regions
             .locate_hva(fault.hva)
             .ok_or(ServeError::OutsideRegions { hva: fault.hva })?;
+        if self.shared.is_installing() && self.shared.pages.is_installed(page_at.index) {
+            // The working set has brought it meanwhile: no need to read it once more.
+            let _placing = self.shared.begin_placing();
+            self.memory.uffd.wake_page(page_at.hva)?;
+            add(&self.shared.counters.already_present, 1);
+            self.account(fault, page_at, Outcome::Hit);
+            return Ok(Attempt::Done);
+        }
         let page = if self.shared.pages.was_dropped(page_at.index) {
             Page::Zero
         } else {
@@ -180,7 +188,7 @@ impl Server {
         let counters = &self.shared.counters;
         // From here on the thread may run again. Whoever learns from it that it did, and then
         // reads what the pager has done, must find this fault there.
-        let _accounting = self.shared.begin_accounting();
+        let _placing = self.shared.begin_placing();
         let (served, installed) = match page {
             Page::Zero => (
                 &counters.zero_faults,

@@ -7,7 +7,9 @@ use std::ffi::c_void;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::ioctl;
 use userfaultfd::{Event, EventBuffer, FaultKind, FeatureFlags, ReadWrite, UffdBuilder};
 
 use crate::PAGE_SIZE_BYTES;
@@ -137,6 +139,19 @@ pub(crate) enum Installed {
     Again,
 }
 
+/// `struct uffdio_move`. Source: `ioctl_userfaultfd(2)`, UFFDIO_MOVE (Linux 6.8).
+#[repr(C)]
+struct MoveRequest {
+    dst: u64,
+    src: u64,
+    len: u64,
+    mode: u64,
+    moved_bytes: i64,
+}
+
+const UFFDIO_MOVE: ioctl::Opcode = ioctl::opcode::read_write::<MoveRequest>(0xaa, 5);
+const UFFDIO_MOVE_MODE_DONTWAKE: u64 = 1;
+
 /// An open userfaultfd.
 pub(crate) struct Uffd(userfaultfd::Uffd);
 
@@ -235,6 +250,22 @@ impl Uffd {
         Ok(count == EVENTS_PER_READ)
     }
 
+    /// Whether a message waits.
+    pub(crate) fn has_message(&self) -> Result<bool, UffdError> {
+        let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
+        let at_once = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        match poll(&mut fds, Some(&at_once)) {
+            Ok(ready) => Ok(ready > 0),
+            Err(Errno::INTR) => Ok(true),
+            Err(errno) => Err(UffdError::Read {
+                reason: errno.to_string(),
+            }),
+        }
+    }
+
     /// Installs whole pages with the contents `bytes` at `hva`, and wakes who waits for them if
     /// `wake`.
     ///
@@ -264,6 +295,39 @@ impl Uffd {
                 })
             }
             Err(error) => page_outcome("copy a page", hva, errno_of(&error)),
+        }
+    }
+
+    /// Installs the whole pages of `staging` at `hva` by moving them, and wakes nobody. What was
+    /// moved is zero in `staging` from then on.
+    ///
+    /// # Safety
+    /// `hva..hva + staging.len()` lies in a region that is registered with this object, and
+    /// `staging` begins at a page of a private anonymous mapping.
+    pub(crate) unsafe fn move_pages(
+        &self,
+        hva: u64,
+        staging: &mut [u8],
+    ) -> Result<Installed, UffdError> {
+        let mut request = MoveRequest {
+            dst: hva,
+            src: staging.as_mut_ptr() as u64,
+            len: staging.len() as u64,
+            mode: UFFDIO_MOVE_MODE_DONTWAKE,
+            moved_bytes: 0,
+        };
+        // SAFETY: the opcode is UFFDIO_MOVE's, whose argument is this structure. The destination
+        // is registered memory by this function's contract, where only missing pages are filled;
+        // the source is borrowed mutably, and holds zeroes, which are bytes as well, where its
+        // pages are taken away.
+        let moved =
+            unsafe { ioctl::ioctl(&self.0, ioctl::Updater::<UFFDIO_MOVE, _>::new(&mut request)) };
+        match moved {
+            Ok(()) => Ok(Installed::Bytes(request.moved_bytes.cast_unsigned())),
+            Err(Errno::AGAIN) if request.moved_bytes > 0 => {
+                Ok(Installed::Bytes(request.moved_bytes.cast_unsigned()))
+            }
+            Err(errno) => page_outcome("move a page", hva, errno),
         }
     }
 

@@ -10,10 +10,11 @@ use rustix::fs::{OFlags, fcntl_setfl};
 
 use crate::PAGE_SIZE_BYTES;
 use crate::page_buffer::PageBuffer;
+use crate::page_cache;
 use crate::regular_file;
 use crate::working_set::{Defect, Header, WorkingSet, WorkingSetError, read_error};
 
-/// A working set that is opened, for [`Pager::install`](crate::Pager::install).
+/// A working set that is opened, to be [installed](crate::Pager::install).
 ///
 /// [`WorkingSet::open`] makes one and is cheap: only the header has been read and checked.
 #[derive(Debug)]
@@ -85,16 +86,33 @@ impl WorkingSetReader {
         self.decode(self.read_first(self.header.data_offset)?.as_slice())
     }
 
-    /// Reads as many pages as `buffer` holds, from the page number `first` of the file on, with
-    /// O_DIRECT and unverified. `buffer` is page-aligned.
-    pub(crate) fn read_pages(&self, first: u64, buffer: &mut [u8]) -> Result<(), WorkingSetError> {
-        let offset = self.header.data_offset + first * PAGE_SIZE_BYTES;
-        let read_bytes = read_from(&self.file, offset, buffer)
-            .map_err(|source| direct_io_error(&self.path, source))?;
-        if read_bytes != buffer.len() {
-            return Err(Defect::Truncated.at(&self.path));
-        }
-        Ok(())
+    /// The file, for reads of the caller's own: past the page cache, unless
+    /// [`use_page_cache`](Self::use_page_cache) was called.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Where the page number `page` is in the file.
+    pub(crate) fn offset_of_page(&self, page: u64) -> u64 {
+        self.header.data_offset + page * PAGE_SIZE_BYTES
+    }
+
+    /// The error for a failed read of the file.
+    pub(crate) fn read_error(&self, source: io::Error) -> WorkingSetError {
+        direct_io_error(&self.path, source)
+    }
+
+    /// Whether the whole file is in the page cache. What cannot be found out counts as no: the
+    /// disk has it in any case.
+    pub(crate) fn is_cached(&self) -> bool {
+        let pages = self.header.len_bytes() / PAGE_SIZE_BYTES;
+        page_cache::cached_pages(&self.file).is_ok_and(|cached_pages| cached_pages >= pages)
+    }
+
+    /// Reads through the page cache from now on.
+    pub(crate) fn use_page_cache(&self) -> Result<(), WorkingSetError> {
+        fcntl_setfl(&self.file, OFlags::empty())
+            .map_err(|errno| read_error(&self.path, errno.into()))
     }
 
     /// Where the pages begin in the file.

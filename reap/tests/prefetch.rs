@@ -15,10 +15,14 @@ use std::thread;
 use std::time::Duration;
 
 use reapvm_reap::{
-    InstallError, InstallMethod, PageState, Pager, WorkingSet, WorkingSetError, WorkingSetReader,
+    Install, InstallError, InstallMethod, InstallOptions, InstallReport, MemoryRegion, PageState,
+    Pager, PagerError, ReadPath, WorkingSet, WorkingSetError, WorkingSetReader,
 };
 use reapvm_snapshot::SnapshotId;
-use support::{GuestMemory, PAGE, TestSource, expected_page, pager, shuffled, within_time};
+use support::{
+    GuestMemory, PAGE, TestSource, expected_page, failure_of, pager, shuffled, unregistered_pager,
+    within_time,
+};
 
 /// More than two pieces of a streamed install.
 const PAGES: usize = 1600;
@@ -48,8 +52,62 @@ fn open(path: &Path) -> WorkingSetReader {
     WorkingSet::open(path, &id(), (PAGES * PAGE) as u64).unwrap()
 }
 
+/// The methods that need nothing but a working-set file.
+fn methods() -> impl Iterator<Item = InstallMethod> {
+    InstallMethod::ALL
+        .into_iter()
+        .filter(|method| *method != InstallMethod::MemoryFile)
+}
+
 fn new_pager(memory: &GuestMemory) -> Pager {
-    pager(vec![memory.region()], TestSource::new(), true).0
+    let (mut pager, _) = pager(vec![memory.region()], TestSource::new(), true);
+    pager.start().unwrap();
+    pager
+}
+
+/// The pager is started either way, and the installation over.
+fn install_with(
+    regions: Vec<MemoryRegion>,
+    reader: WorkingSetReader,
+    options: InstallOptions,
+) -> (Pager, Result<InstallReport, Arc<InstallError>>) {
+    let install = Install {
+        working_set: Arc::new(reader),
+        memory: None,
+        options,
+    };
+    if options.method.needs_unregistered_memory() {
+        let (mut pager, _) = unregistered_pager(regions, TestSource::new(), true);
+        // SAFETY: no test touches the memory before it has the pager.
+        let result = unsafe { pager.install_unregistered(&install) };
+        pager.start().unwrap();
+        (pager, result.map_err(Arc::new))
+    } else {
+        let (mut pager, _) = pager(regions, TestSource::new(), true);
+        pager.start().unwrap();
+        let result = pager.install(install);
+        (pager, result)
+    }
+}
+
+fn install_all(
+    memory: &GuestMemory,
+    path: &Path,
+    method: InstallMethod,
+) -> (Pager, Result<InstallReport, Arc<InstallError>>) {
+    install_with(
+        vec![memory.region()],
+        open(path),
+        InstallOptions::new(method),
+    )
+}
+
+fn beside(pager: &mut Pager, path: &Path) -> Result<InstallReport, Arc<InstallError>> {
+    pager.install(Install {
+        working_set: Arc::new(open(path)),
+        memory: None,
+        options: InstallOptions::default(),
+    })
 }
 
 fn check_pages(memory: &Arc<GuestMemory>, pages: Vec<usize>) {
@@ -72,8 +130,7 @@ fn what_was_recorded_is_installed_and_does_not_fault_again() {
     let touched = touched_pages();
 
     let memory = GuestMemory::new(PAGES);
-    let mut recorder = new_pager(&memory);
-    recorder.start().unwrap();
+    let recorder = new_pager(&memory);
     check_pages(&memory, touched.clone());
     // What the guest wrote is no part of the set: it has the snapshot's contents.
     let guest = Arc::clone(&memory);
@@ -84,23 +141,24 @@ fn what_was_recorded_is_installed_and_does_not_fault_again() {
     let set = WorkingSet::write(&path, &id(), &recording.pages(), &mut TestSource::new()).unwrap();
     drop(memory);
 
-    for method in InstallMethod::ALL {
+    for method in methods() {
         install_and_check(&path, &set, &touched, method);
     }
 }
 
 fn install_and_check(path: &Path, set: &WorkingSet, touched: &[usize], method: InstallMethod) {
     let memory = GuestMemory::new(PAGES);
-    let mut prefetcher = new_pager(&memory);
-    let report = prefetcher.install(&open(path), method).unwrap();
-    assert_eq!(report.pages, touched.len() as u64);
+    let (prefetcher, report) = install_all(&memory, path, method);
+    let report = report.unwrap();
+    assert_eq!(report.pages, touched.len() as u64, "{method}");
     assert_eq!(report.extents, set.extents().len() as u64);
     assert_eq!(report.bytes_read, fs::metadata(path).unwrap().len());
     let installed_bytes = prefetcher.page_states().bytes_in(PageState::Installed);
     assert_eq!(installed_bytes, report.pages * PAGE as u64);
     let of_threads = report.verify_ns + report.copy_ns + report.read_ns;
     assert!(report.total_ns * report.threads >= of_threads, "{report:?}");
-    prefetcher.start().unwrap();
+    assert_ne!(report.method, InstallMethod::Auto);
+    assert_eq!(report.lead_pages, report.pages);
     check_pages(&memory, touched.to_vec());
     let stats = prefetcher.stats();
     assert_eq!((stats.faults, stats.prefetched_pages), (0, report.pages));
@@ -120,12 +178,9 @@ fn pieces_are_shared_by_two_threads_and_meet_without_a_gap() {
     let path = dir.path().join("working-set");
     write_set(&path, &(3..1500).collect::<Vec<_>>());
     let memory = GuestMemory::new(PAGES);
-    let mut pager = new_pager(&memory);
-    let report = pager
-        .install(&open(&path), InstallMethod::Streamed)
-        .unwrap();
+    let (pager, report) = install_all(&memory, &path, InstallMethod::Streamed);
+    let report = report.unwrap();
     assert_eq!((report.pages, report.extents, report.threads), (1497, 1, 2));
-    pager.start().unwrap();
     check_pages(&memory, (0..PAGES).collect());
     assert_eq!(pager.stats().faults, 3 + 100);
 }
@@ -135,9 +190,10 @@ fn a_set_without_pages_is_installed_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("working-set");
     write_set(&path, &[]);
-    for method in InstallMethod::ALL {
+    for method in methods() {
         let memory = GuestMemory::new(PAGES);
-        let report = new_pager(&memory).install(&open(&path), method).unwrap();
+        let (_pager, report) = install_all(&memory, &path, method);
+        let report = report.unwrap();
         assert_eq!((report.pages, report.bytes_read), (0, PAGE as u64));
     }
 }
@@ -146,7 +202,7 @@ fn a_set_without_pages_is_installed_at_once() {
 fn a_set_that_is_cut_short_after_it_was_opened_fails_the_install() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("working-set");
-    for method in InstallMethod::ALL {
+    for method in methods() {
         for left_bytes in [0, 100, PAGE, 600 * PAGE, 1400 * PAGE + 5] {
             write_set(&path, &(0..1500).collect::<Vec<_>>());
             let reader = open(&path);
@@ -154,17 +210,17 @@ fn a_set_that_is_cut_short_after_it_was_opened_fails_the_install() {
             let file = fs::File::options().write(true).open(&path).unwrap();
             file.set_len(left_bytes as u64).unwrap();
             let memory = GuestMemory::new(PAGES);
-            let mut pager = new_pager(&memory);
-            let error = pager.install(&reader, method).unwrap_err();
+            let options = InstallOptions::new(method);
+            let (_pager, result) = install_with(vec![memory.region()], reader, options);
+            let error = result.unwrap_err();
             assert!(
                 matches!(
-                    error,
+                    *error,
                     InstallError::WorkingSet(WorkingSetError::Truncated { .. })
                 ),
                 "{method}, {left_bytes} bytes: {error}"
             );
             // What is in place is right.
-            pager.start().unwrap();
             check_pages(&memory, (0..PAGES).collect());
         }
     }
@@ -179,19 +235,18 @@ fn a_damaged_page_of_a_later_piece_is_not_installed() {
     let mut bytes = fs::read(&path).unwrap();
     bytes[data_offset + 1300 * PAGE + 7] ^= 0x10;
     fs::write(&path, bytes).unwrap();
-    for method in InstallMethod::ALL {
+    for method in methods() {
         let memory = GuestMemory::new(PAGES);
-        let mut pager = new_pager(&memory);
-        let error = pager.install(&open(&path), method).unwrap_err();
+        let (_pager, result) = install_all(&memory, &path, method);
+        let error = result.unwrap_err();
         assert!(
             matches!(
-                error,
+                &*error,
                 InstallError::WorkingSet(WorkingSetError::CorruptPage { gpa, .. })
-                    if gpa == 1300 * PAGE as u64
+                    if *gpa == 1300 * PAGE as u64
             ),
             "{error}"
         );
-        pager.start().unwrap();
         check_pages(&memory, vec![0, 700, 1299, 1300, 1301, 1499]);
     }
 }
@@ -206,19 +261,16 @@ fn a_damaged_page_fails_the_install_and_is_not_installed() {
     fs::write(&path, bytes).unwrap();
 
     let memory = GuestMemory::new(PAGES);
-    let mut pager = new_pager(&memory);
-    let error = pager
-        .install(&open(&path), InstallMethod::default())
-        .unwrap_err();
+    let (pager, result) = install_all(&memory, &path, InstallMethod::default());
+    let error = result.unwrap_err();
     assert!(
         matches!(
-            error,
+            &*error,
             InstallError::WorkingSet(WorkingSetError::CorruptPage { gpa: 0xa000, .. })
         ),
         "{error}"
     );
     // What is in place is right, and the rest comes from the source.
-    pager.start().unwrap();
     check_pages(&memory, (0..16).collect());
     assert_eq!(pager.stats().faults, 13);
 }
@@ -234,25 +286,26 @@ fn a_set_that_goes_beyond_memory_is_refused_before_its_first_page() {
         memory.part(0, 101, 0),
         memory.part(101, PAGES - 101, 0x1_0000_0000),
     ];
-    let (mut pager, _failures) = pager(regions, TestSource::new(), false);
-    let error = pager
-        .install(&open(&path), InstallMethod::default())
-        .unwrap_err();
-    assert!(
-        matches!(
-            error,
-            InstallError::OutsideRegions {
-                gpa: 0x64000,
-                pages: 2,
-                ..
-            }
-        ),
-        "{error}"
-    );
-    assert_eq!(pager.stats().prefetched_pages, 0);
-    pager.start().unwrap();
-    check_pages(&memory, vec![1]);
-    assert_eq!(pager.stats().faults, 1);
+    for method in methods() {
+        let (pager, result) =
+            install_with(regions.clone(), open(&path), InstallOptions::new(method));
+        let error = result.unwrap_err();
+        assert!(
+            matches!(
+                &*error,
+                InstallError::OutsideRegions {
+                    gpa: 0x64000,
+                    pages: 2,
+                    ..
+                }
+            ),
+            "{error}"
+        );
+        assert_eq!(pager.stats().prefetched_pages, 0);
+        check_pages(&memory, vec![1]);
+        assert_eq!(pager.stats().faults, 1);
+        memory.drop_pages(1, 1);
+    }
 }
 
 #[test]
@@ -264,65 +317,256 @@ fn a_run_over_the_border_of_two_regions_is_installed_in_both() {
     // Adjacent in guest addresses, not in host addresses.
     let border = 7 * PAGE as u64;
     let regions = vec![memory.part(100, 7, 0), memory.part(0, 93, border)];
-    let (mut pager, _failures) = pager(regions, TestSource::new(), false);
-    assert_eq!(
-        pager
-            .install(&open(&path), InstallMethod::default())
-            .unwrap()
-            .pages,
-        5
-    );
-    pager.start().unwrap();
-    let guest = Arc::clone(&memory);
-    within_time(move || {
-        for (page, gpa) in [(105, 0x5000), (106, 0x6000), (0, 0x7000), (2, 0x9000)] {
-            assert_eq!(guest.read_page(page), expected_page(gpa));
-        }
-    });
-    assert_eq!(pager.stats().faults, 0);
+    for method in methods() {
+        let (pager, result) =
+            install_with(regions.clone(), open(&path), InstallOptions::new(method));
+        assert_eq!(result.unwrap().pages, 5, "{method}");
+        let guest = Arc::clone(&memory);
+        within_time(move || {
+            for (page, gpa) in [(105, 0x5000), (106, 0x6000), (0, 0x7000), (2, 0x9000)] {
+                assert_eq!(guest.read_page(page), expected_page(gpa));
+            }
+        });
+        assert_eq!(pager.stats().faults, 0, "{method}");
+        memory.drop_pages(0, 110);
+    }
 }
 
 #[test]
-fn an_install_after_the_start_is_refused() {
+fn an_install_at_the_wrong_time_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("working-set");
     write_set(&path, &[1]);
+    let install = |method| Install {
+        working_set: Arc::new(open(&path)),
+        memory: None,
+        options: InstallOptions::new(method),
+    };
     let memory = GuestMemory::new(PAGES);
-    let mut pager = new_pager(&memory);
-    pager.start().unwrap();
+    let (mut pager, _) = pager(vec![memory.region()], TestSource::new(), false);
     assert!(matches!(
-        pager.install(&open(&path), InstallMethod::default()),
-        Err(InstallError::AlreadyStarted)
+        pager.begin_install(install(InstallMethod::Streamed)),
+        Err(InstallError::NotStarted { .. })
     ));
+    // SAFETY: nothing touches the memory.
+    let registered = unsafe { pager.install_unregistered(&install(InstallMethod::Direct)) };
+    assert!(matches!(registered, Err(InstallError::Registered)));
+    pager.start().unwrap();
+    let no_memory = pager.install(install(InstallMethod::MemoryFile));
+    assert!(matches!(
+        *no_memory.unwrap_err(),
+        InstallError::NoMemoryReader { .. }
+    ));
+    assert!(matches!(
+        pager.begin_install(install(InstallMethod::Streamed)),
+        Err(InstallError::Twice)
+    ));
+}
+
+#[test]
+fn every_way_of_reading_gives_the_same_pages_at_every_size_and_depth() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("working-set");
+    let touched = touched_pages();
+    write_set(&path, &touched);
+    for method in [
+        InstallMethod::Streamed,
+        InstallMethod::Moved,
+        InstallMethod::Direct,
+    ] {
+        for read_path in [ReadPath::IoUring, ReadPath::Pread, ReadPath::PageCache] {
+            for (piece_bytes, depth) in [(4096, 1), (4096, 7), (20 << 10, 64), (64 << 20, 2)] {
+                let memory = GuestMemory::new(PAGES);
+                let options = InstallOptions {
+                    read_path: Some(read_path),
+                    piece_bytes,
+                    depth,
+                    ..InstallOptions::new(method)
+                };
+                let (pager, report) = install_with(vec![memory.region()], open(&path), options);
+                assert_eq!(report.unwrap().pages, touched.len() as u64);
+                check_pages(&memory, touched.clone());
+                assert_eq!(pager.stats().faults, 0, "{method} {options:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_set_that_is_in_the_page_cache_is_read_from_it_and_an_evicted_one_is_not() {
+    // On a disk, because a memory file system evicts nothing.
+    let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let path = dir.path().join("working-set");
+    write_set(&path, &(0..1500).collect::<Vec<_>>());
+    let read_path = || {
+        let memory = GuestMemory::new(PAGES);
+        install_all(&memory, &path, InstallMethod::Auto)
+            .1
+            .unwrap()
+            .read_path
+    };
+    fs::read(&path).unwrap();
+    assert_eq!(read_path(), ReadPath::PageCache);
+    reapvm_reap::page_cache::evict(&path).unwrap();
+    assert_eq!(read_path(), ReadPath::IoUring);
+}
+
+#[test]
+fn a_guest_that_does_not_wait_for_all_finds_every_page_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("working-set");
+    let touched: Vec<usize> = (0..1500).collect();
+    write_set(&path, &touched);
+    for run in 0..20 {
+        let memory = GuestMemory::new(PAGES);
+        let mut pager = new_pager(&memory);
+        pager
+            .begin_install(Install {
+                working_set: Arc::new(open(&path)),
+                memory: None,
+                options: InstallOptions {
+                    // One page a read: the guest overtakes it.
+                    piece_bytes: 4096,
+                    depth: 1,
+                    ..InstallOptions::new(InstallMethod::Overlapped)
+                },
+            })
+            .unwrap();
+        pager.wait_until_installed().unwrap();
+        pager.mark_resumed().unwrap();
+        // Against the order of the install, and with writes and removals between.
+        let guest = Arc::clone(&memory);
+        within_time(move || {
+            for page in (0..1500).rev().step_by(1 + run % 5) {
+                assert_eq!(
+                    guest.read_page(page),
+                    expected_page((page * PAGE) as u64),
+                    "page {page}"
+                );
+                match page % 7 {
+                    0 => guest.write_byte(page, 0, 0xab),
+                    1 => guest.drop_pages(page, 1),
+                    _ => {}
+                }
+            }
+            for page in (0..1500).rev().step_by(1 + run % 5) {
+                match page % 7 {
+                    0 => assert_eq!(guest.read_byte(page, 0), 0xab),
+                    1 => assert_eq!(guest.read_page(page), vec![0; PAGE]),
+                    _ => {}
+                }
+            }
+        });
+        let report = pager.finish_install().unwrap().unwrap();
+        assert_eq!(report.method, InstallMethod::Overlapped);
+        assert!(report.lead_pages >= 128, "{report:?}");
+        let stats = pager.stats();
+        assert_eq!(report.pages, stats.prefetched_pages);
+        assert!(stats.prefetched_pages + stats.data_faults + stats.zero_faults >= 1500);
+    }
+}
+
+#[test]
+fn a_pager_that_is_dropped_while_it_installs_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("working-set");
+    write_set(&path, &(0..1500).collect::<Vec<_>>());
+    for _ in 0..20 {
+        let memory = GuestMemory::new(PAGES);
+        let mut pager = new_pager(&memory);
+        pager
+            .begin_install(Install {
+                working_set: Arc::new(open(&path)),
+                memory: None,
+                options: InstallOptions {
+                    piece_bytes: 4096,
+                    ..InstallOptions::default()
+                },
+            })
+            .unwrap();
+        within_time(move || drop(pager));
+    }
+}
+
+/// A working set whose last page is damaged.
+fn write_damaged_set(path: &Path) {
+    let set = write_set(path, &(0..1500).collect::<Vec<_>>());
+    let mut bytes = fs::read(path).unwrap();
+    let at = set.len_bytes() as usize - 10;
+    bytes[at] ^= 1;
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn damage_that_is_found_while_the_guest_runs_ends_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("working-set");
+    write_damaged_set(&path);
+    let memory = GuestMemory::new(PAGES);
+    let (mut pager, failures) = pager(vec![memory.region()], TestSource::new(), false);
+    pager.start().unwrap();
+    pager
+        .begin_install(Install {
+            working_set: Arc::new(open(&path)),
+            memory: None,
+            options: InstallOptions::new(InstallMethod::Overlapped),
+        })
+        .unwrap();
+    let failure = failure_of(&failures);
+    assert!(
+        matches!(&failure, PagerError::Install(error) if matches!(
+            &**error,
+            InstallError::WorkingSet(WorkingSetError::CorruptPage { gpa, .. })
+                if *gpa == 1499 * PAGE as u64
+        )),
+        "{failure}"
+    );
+    assert!(pager.mark_resumed().is_err());
+    // The page that was damaged is served from the source, as others are.
+    check_pages(&memory, vec![0, 1498, 1499]);
+}
+
+#[test]
+fn where_it_is_allowed_damage_is_made_good_on_demand_and_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("working-set");
+    write_damaged_set(&path);
+    let memory = GuestMemory::new(PAGES);
+    let options = InstallOptions {
+        may_fall_back: true,
+        ..InstallOptions::default()
+    };
+    let (pager, report) = install_with(vec![memory.region()], open(&path), options);
+    let report = report.unwrap();
+    let reason = report.fell_back.as_deref().unwrap();
+    assert!(reason.contains("checksum"), "{reason}");
+    pager.mark_resumed().unwrap();
+    check_pages(&memory, (0..PAGES).collect());
+    assert_eq!(
+        pager.stats().faults + report.pages,
+        PAGES as u64,
+        "{report:?}"
+    );
 }
 
 #[test]
 fn pages_that_are_there_already_are_left_alone() {
     let dir = tempfile::tempdir().unwrap();
-    let (whole, part) = (dir.path().join("whole"), dir.path().join("part"));
-    write_set(&whole, &(0..64).collect::<Vec<_>>());
-    write_set(&part, &[0, 20, 21, 63]);
+    let path = dir.path().join("working-set");
+    write_set(&path, &(0..64).collect::<Vec<_>>());
     let memory = GuestMemory::new(PAGES);
     let mut pager = new_pager(&memory);
-    assert_eq!(
-        pager
-            .install(&open(&part), InstallMethod::default())
-            .unwrap()
-            .pages,
-        4
-    );
     let guest = Arc::clone(&memory);
-    within_time(move || guest.write_byte(20, 8, 0xcd));
-    assert_eq!(
-        pager
-            .install(&open(&whole), InstallMethod::default())
-            .unwrap()
-            .pages,
-        60
-    );
+    within_time(move || {
+        for page in [0, 21, 63] {
+            guest.read_byte(page, 8);
+        }
+        guest.write_byte(20, 8, 0xcd);
+    });
+    assert_eq!(beside(&mut pager, &path).unwrap().pages, 60);
     assert_eq!(memory.read_byte(20, 8), 0xcd);
     assert_eq!(memory.read_page(21), expected_page(21 * PAGE as u64));
-    assert_eq!(pager.stats().prefetched_pages, 64);
+    assert_eq!(pager.stats().prefetched_pages, 60);
 }
 
 #[test]
@@ -332,7 +576,7 @@ fn pages_that_were_dropped_before_the_install_stay_zero() {
     // Pieces for both threads of a streamed install: one of them has to read the announcements
     // while the other one copies.
     write_set(&path, &(0..1500).collect::<Vec<_>>());
-    for method in InstallMethod::ALL {
+    for method in methods().filter(|method| !method.needs_unregistered_memory()) {
         let memory = GuestMemory::new(PAGES);
         let mut pager = new_pager(&memory);
         let droppers: Vec<_> = [10, 700, 1400]
@@ -344,8 +588,13 @@ fn pages_that_were_dropped_before_the_install_stay_zero() {
         // Whether an announcement comes before the install, which then has to read it, or after
         // it: the pages are zero.
         thread::sleep(Duration::from_millis(20));
-        pager.install(&open(&path), method).unwrap();
-        pager.start().unwrap();
+        pager
+            .install(Install {
+                working_set: Arc::new(open(&path)),
+                memory: None,
+                options: InstallOptions::new(method),
+            })
+            .unwrap();
         within_time(move || {
             for dropper in droppers {
                 dropper.join().unwrap();
@@ -360,14 +609,13 @@ fn pages_that_were_dropped_before_the_install_stay_zero() {
 }
 
 #[test]
-fn a_fault_that_came_before_the_install_is_served_after_it() {
+fn a_fault_that_came_before_the_start_is_served_after_it() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("working-set");
     write_set(&path, &(0..64).collect::<Vec<_>>());
     let memory = GuestMemory::new(PAGES);
-    let mut pager = new_pager(&memory);
-    // One page is in the set, one is not. The removal makes the install read the messages, those
-    // of the faults among them.
+    let (mut pager, _) = pager(vec![memory.region()], TestSource::new(), true);
+    // One page is in the set, one is not.
     let touchers: Vec<_> = [5, 101]
         .map(|page| {
             let guest = Arc::clone(&memory);
@@ -377,10 +625,8 @@ fn a_fault_that_came_before_the_install_is_served_after_it() {
     let guest = Arc::clone(&memory);
     let dropper = thread::spawn(move || guest.drop_pages(200, 1));
     thread::sleep(Duration::from_millis(20));
-    pager
-        .install(&open(&path), InstallMethod::default())
-        .unwrap();
     pager.start().unwrap();
+    beside(&mut pager, &path).unwrap();
     let bytes = within_time(move || {
         dropper.join().unwrap();
         touchers

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reapvm_reap::{
-    EvolutionError, InstallMethod, InstallReport, MemoryRestoreMode, PageSourceError,
-    SnapshotPageSource, TraceError, WorkingSet, WorkingSetError,
+    EvolutionError, InstallMethod, InstallOptions, InstallReport, MemoryRestoreMode,
+    PageSourceError, ReadPath, SnapshotPageSource, TraceError, WorkingSet, WorkingSetError,
 };
 use reapvm_snapshot::{OpenError, Snapshot};
 use serde::{Deserialize, Serialize};
@@ -38,7 +38,7 @@ pub struct ColdStart<'a> {
     /// What is to be known of the working set, and done about it.
     pub set: WorkingSetOptions,
     /// How the working set is installed, in prefetch mode.
-    pub install_method: InstallMethod,
+    pub install: InstallOptions,
     /// What this instance has other than the machine that was saved.
     pub overrides: &'a Overrides,
     /// The function's input.
@@ -132,10 +132,12 @@ pub struct Faults {
 }
 
 /// What the installation of a working set did, in milliseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct InstallMs {
     /// How it was done.
     pub method: InstallMethod,
+    /// How the pages were read.
+    pub read_path: ReadPath,
     /// Threads that did it.
     pub threads: u64,
     /// Reading the working-set file, summed over the threads.
@@ -150,12 +152,18 @@ pub struct InstallMs {
     pub bytes_read: u64,
     /// Contiguous runs.
     pub extents: u64,
+    /// Pages in place when the guest was let go.
+    pub lead_pages: u64,
+    /// Why the rest was served on demand, if that was allowed and happened.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub fell_back: Option<String>,
 }
 
 impl From<InstallReport> for InstallMs {
     fn from(report: InstallReport) -> Self {
         Self {
             method: report.method,
+            read_path: report.read_path,
             threads: report.threads,
             read: ms(report.read_ns),
             verify: ms(report.verify_ns),
@@ -163,6 +171,8 @@ impl From<InstallReport> for InstallMs {
             total: ms(report.total_ns),
             bytes_read: report.bytes_read,
             extents: report.extents,
+            lead_pages: report.lead_pages,
+            fell_back: report.fell_back,
         }
     }
 }
@@ -247,7 +257,7 @@ pub fn run(start: &ColdStart<'_>, process_start_ns: u64) -> Result<Invoked, Cold
     let set_run = SetRun::plan(&snapshot, start.mode, start.set)?;
     check_trace(start, set_run.mode)?;
     let options = RestoreOptions {
-        install_method: start.install_method,
+        install: start.install,
         overrides: start.overrides.clone(),
         trace_records: start.trace.map(|trace| trace.max_records),
         observation: set_run.observation(),
@@ -277,7 +287,7 @@ pub fn run_prepared(
         prepared.trace_faults(trace.max_records);
     }
     prepared.record_misses(set_run.observation().misses);
-    let machine = prepared.restore(set_run.mode, start.install_method, None)?;
+    let machine = prepared.restore(set_run.mode, start.install, None)?;
     on_memory_ready();
     invoke(machine, &set_run, start, process_start_ns, faults_before)
 }
@@ -306,7 +316,6 @@ fn invoke(
     // Everything below is after the clock has stopped.
     let since = |ns: u64| ms(ns.saturating_sub(start.started_ns));
     let restore = machine.restore_marks();
-    let install = machine.memory().install_report();
     let marks_ms = MarksMs {
         process_start: since(process_start_ns),
         state_loaded: since(restore.state_loaded_ns),
@@ -321,6 +330,12 @@ fn invoke(
         .then(|| residency::process_memory(&machine.memory().host_ranges()))
         .transpose()
         .map_err(ColdStartError::Residency)?;
+    // Where the guest did not wait for all of it, the rest may still be on its way.
+    let install = machine
+        .memory()
+        .finish_install()
+        .map_err(BuildError::Memory)?;
+    let prefetched_pages = install.as_ref().map(|report| report.pages);
     if start.trace.is_some() || set_run.needs_rest() {
         // What is written is then whole.
         machine.pause()?;
@@ -337,7 +352,7 @@ fn invoke(
         uffd: stats.faults,
         kernel_major: major - major_before,
         kernel_minor: minor - minor_before,
-        prefetched_pages: install.map_or(0, |report| report.pages),
+        prefetched_pages: prefetched_pages.unwrap_or_default(),
         missed_pages: match set_run.mode {
             MemoryRestoreMode::Prefetch => stats.faults,
             _ => 0,
@@ -352,9 +367,7 @@ fn invoke(
         marks_ms,
         install_ms: install.map(InstallMs::from),
         faults,
-        working_set_pages: install
-            .map(|report| report.pages)
-            .or(set_result.recorded_pages),
+        working_set_pages: prefetched_pages.or(set_result.recorded_pages),
         working_set_use: set_result.set_use,
         evolution: set_result.evolution,
         trace,

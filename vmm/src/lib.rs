@@ -20,6 +20,5 @@ pub mod invocation;
 pub mod machine;
 pub mod memory;
 pub mod observe;
-pub mod page_cache;
 pub mod residency;
 pub mod vcpu;

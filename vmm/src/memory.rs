@@ -13,7 +13,7 @@ use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 use reapvm_devices::GuestMemory;
 use reapvm_reap::{
-    DEFAULT_SPIN, FaultTrace, InstallError, InstallMethod, InstallReport, MemoryRegion,
+    DEFAULT_SPIN, FaultTrace, Install, InstallError, InstallOptions, InstallReport, MemoryRegion,
     MemoryRestoreMode, PageSourceError, Pager, PagerConfig, PagerError, PagerStats, PhaseCell,
     Recording, SnapshotPageSource, TouchProbeError, WorkingSet, WorkingSetError, WorkingSetReader,
 };
@@ -108,7 +108,7 @@ pub enum MemoryError {
     Thread(#[source] io::Error),
     /// The working set cannot be installed.
     #[error(transparent)]
-    Install(#[from] InstallError),
+    Install(#[from] Arc<InstallError>),
     /// Guest memory cannot be accessed.
     #[error("cannot access guest memory")]
     Access(#[from] vm_memory::GuestMemoryError),
@@ -152,13 +152,14 @@ pub struct MemoryManager {
     source: Option<Arc<MemoryReader>>,
     /// What was written since the last save, if that is tracked.
     dirty: Option<Mutex<DirtyPages>>,
-    /// In prefetch mode, until the pager starts.
-    installation: Option<Installation>,
+    /// While the disk fills guest memory: nothing may touch it.
+    direct_install: Option<DirectInstall>,
+    /// What was done before the pager started, or why nothing could be done.
     install: Option<InstallReport>,
     /// Faults that a pager is to keep for a trace at most, if there is to be one.
     trace_records: Option<u64>,
     /// The working set that was installed, in prefetch mode.
-    prefetched: Option<WorkingSetReader>,
+    prefetched: Option<Arc<WorkingSetReader>>,
     /// What is to be known of how well it fits.
     observation: Observation,
     /// If it is to be measured which pages the guest touches.
@@ -214,9 +215,9 @@ impl MemoryManager {
 
     /// Brings back the memory of `snapshot` into what [`MemoryManager::reserve`] has mapped for it,
     /// in the way that `mode` says. With a mode that serves faults they are served from here on,
-    /// in prefetch mode when the working set is installed, which threads of its own do by
-    /// `install_method` while the caller sets up KVM. [`MemoryManager::wait_until_served`] must
-    /// follow before the guest runs.
+    /// and in prefetch mode threads install the working set as `options` say while the caller sets
+    /// up KVM. [`MemoryManager::allow_touches`] must follow before anything touches the memory, and
+    /// [`MemoryManager::wait_until_served`] before the guest runs.
     ///
     /// # Errors
     /// See [`MemoryError`]. A mode that cannot run is an error; no other takes its place.
@@ -224,7 +225,7 @@ impl MemoryManager {
         &mut self,
         snapshot: &Arc<Snapshot>,
         mode: MemoryRestoreMode,
-        install_method: InstallMethod,
+        options: InstallOptions,
         on_failure: OnPagerFailure,
     ) -> Result<(), MemoryError> {
         match mode {
@@ -239,19 +240,13 @@ impl MemoryManager {
             | MemoryRestoreMode::Record
             | MemoryRestoreMode::Prefetch => {
                 // Opened first: a working set that is missing or foreign fails before any work.
-                let working_set = match mode {
-                    MemoryRestoreMode::Prefetch => Some(WorkingSet::open(
-                        &snapshot.working_set_path(),
-                        &snapshot.id(),
-                        self.size_bytes(),
-                    )?),
-                    _ => None,
-                };
+                let working_set = (mode == MemoryRestoreMode::Prefetch)
+                    .then(|| open_working_set(snapshot, self.size_bytes(), options));
                 let source = Arc::new(MemoryReader::open(Arc::clone(snapshot))?);
                 self.source = Some(Arc::clone(&source));
                 let config = PagerConfig {
                     regions: self.regions.clone(),
-                    source: Box::new(SnapshotPageSource::from(source)),
+                    source: Box::new(SnapshotPageSource::from(Arc::clone(&source))),
                     record: mode.records() || self.observation.misses,
                     trace_records: self.trace_records,
                     phase: Arc::clone(&self.phase),
@@ -259,24 +254,37 @@ impl MemoryManager {
                     on_failure,
                 };
                 // SAFETY: the regions are private anonymous mappings that `self.memory` owns;
-                // the field order of `MemoryManager` drops the pager before them. The thread of
-                // an installation has the pager and a clone of `memory`, dropped in that order.
+                // the field order of `MemoryManager` drops the pager before them. The thread of a
+                // direct install has the pager and a clone of `memory`, dropped in that order.
                 // Devices and vCPUs, which hold clones too, only keep them mapped longer.
-                let mut pager = unsafe { Pager::new(config) }?;
-                match working_set {
-                    Some(working_set) => {
-                        let memory = self.memory.clone();
-                        self.installation = Some(Installation::start(
-                            pager,
-                            memory,
-                            working_set,
-                            install_method,
-                        )?);
+                let mut pager = unsafe { Pager::new_unregistered(config) }?;
+                let install = match working_set.transpose()? {
+                    Some(Opened::Install(mut install)) => {
+                        install.memory = Some(source);
+                        Some(install)
                     }
-                    None => {
-                        // Before the caller sets up vCPUs, which touches guest memory itself: its
+                    Some(Opened::FallenBack(report)) => {
+                        self.install = Some(report);
+                        None
+                    }
+                    None => None,
+                };
+                self.prefetched = install
+                    .as_ref()
+                    .map(|install| Arc::clone(&install.working_set));
+                match install {
+                    Some(install) if install.options.method.needs_unregistered_memory() => {
+                        let memory = self.memory.clone();
+                        let direct = DirectInstall::start(pager, memory, install)?;
+                        self.direct_install = Some(direct);
+                    }
+                    install => {
+                        // Before the caller sets up KVM, which touches guest memory itself: its
                         // clock, its steal time, its end of interrupt.
                         pager.start()?;
+                        if let Some(install) = install {
+                            pager.begin_install(install).map_err(Arc::new)?;
+                        }
                         self.pager = Some(pager);
                     }
                 }
@@ -285,20 +293,39 @@ impl MemoryManager {
         }
     }
 
-    /// Waits until the working set is installed, in prefetch mode, and makes sure that faults are
-    /// served, in the modes that do. Nothing to do in the others.
+    /// Waits until KVM and devices may touch guest memory.
     ///
     /// # Errors
-    /// The working set cannot be read, is not what was recorded, or cannot be installed; the
-    /// pager's thread cannot be started; or it has failed already.
-    pub(crate) fn wait_until_served(&mut self) -> Result<(), MemoryError> {
-        if let Some(installation) = self.installation.take() {
-            let (pager, report, working_set) = installation.finish()?;
+    /// What was read straight into guest memory cannot be read, or is not what was recorded; or
+    /// the pager cannot be started.
+    pub(crate) fn allow_touches(&mut self) -> Result<(), MemoryError> {
+        if let Some(direct) = self.direct_install.take() {
+            let (pager, report) = direct.finish()?;
             self.pager = Some(pager);
             self.install = Some(report);
-            self.prefetched = Some(working_set);
         }
-        match self.pager.as_ref().and_then(Pager::failure) {
+        Ok(())
+    }
+
+    /// Waits until the working set is installed, or as much of it as the guest needs to begin, in
+    /// prefetch mode, and makes sure that faults are served, in the modes that do. Nothing to do in
+    /// the others.
+    ///
+    /// # Errors
+    /// The working set cannot be read, is not what was recorded, or cannot be installed; or the
+    /// pager has failed already.
+    pub(crate) fn wait_until_served(&mut self) -> Result<(), MemoryError> {
+        self.allow_touches()?;
+        let Some(pager) = &self.pager else {
+            return Ok(());
+        };
+        if self.observation.touches {
+            // What is to be observed begins when all of it is there.
+            pager.finish_install()?;
+        } else {
+            pager.wait_until_installed()?;
+        }
+        match pager.failure() {
             Some(failure) => Err(failure.into()),
             None => Ok(()),
         }
@@ -354,7 +381,7 @@ impl MemoryManager {
             phase: Arc::new(PhaseCell::default()),
             source: None,
             dirty,
-            installation: None,
+            direct_install: None,
             install: None,
             trace_records: None,
             prefetched: None,
@@ -447,9 +474,17 @@ impl MemoryManager {
         self.pager.as_ref().map(Pager::stats).unwrap_or_default()
     }
 
-    /// What the installation of the working set did, in prefetch mode.
-    pub fn install_report(&self) -> Option<InstallReport> {
-        self.install
+    /// Waits until the whole working set is installed and says what was done, in prefetch mode;
+    /// none in the others.
+    ///
+    /// # Errors
+    /// It could not be installed.
+    pub fn finish_install(&self) -> Result<Option<InstallReport>, MemoryError> {
+        match (&self.install, &self.pager) {
+            (Some(report), _) => Ok(Some(report.clone())),
+            (None, Some(pager)) => Ok(pager.finish_install()?),
+            (None, None) => Ok(None),
+        }
     }
 
     /// What has been recorded so far; none if the machine is not recording.
@@ -506,41 +541,74 @@ impl MemoryManager {
     }
 }
 
-/// The installation of a working set, under way on the thread `working-set`, which gives the pager
+/// What became of the opening of a working set.
+enum Opened {
+    Install(Install),
+    /// It cannot be used, and need not be.
+    FallenBack(InstallReport),
+}
+
+fn open_working_set(
+    snapshot: &Snapshot,
+    memory_bytes: u64,
+    options: InstallOptions,
+) -> Result<Opened, MemoryError> {
+    let path = snapshot.working_set_path();
+    match WorkingSet::open(&path, &snapshot.id(), memory_bytes) {
+        Ok(working_set) => Ok(Opened::Install(Install {
+            working_set: Arc::new(working_set),
+            memory: None,
+            options,
+        })),
+        Err(error) if options.may_fall_back => {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "serving on demand"
+            );
+            Ok(Opened::FallenBack(InstallReport {
+                method: options.method,
+                fell_back: Some(error.to_string()),
+                ..InstallReport::default()
+            }))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Reads that land in guest memory, under way on the thread `working-set`, which gives the pager
 /// back.
-struct Installation(JoinHandle<Result<Installed, MemoryError>>);
+struct DirectInstall(JoinHandle<Result<(Pager, InstallReport), MemoryError>>);
 
-/// What an installation ends with: the set is the one that was installed, whatever its path names
-/// by then.
-type Installed = (Pager, InstallReport, WorkingSetReader);
-
-impl Installation {
-    fn start(
-        pager: Pager,
-        memory: GuestMemory,
-        working_set: WorkingSetReader,
-        method: InstallMethod,
-    ) -> Result<Self, MemoryError> {
+impl DirectInstall {
+    fn start(pager: Pager, memory: GuestMemory, install: Install) -> Result<Self, MemoryError> {
         thread::Builder::new()
             .name("working-set".into())
             .stack_size(128 << 10)
             .spawn(move || {
-                // Whoever drops this installation does not wait for it, so it keeps the memory
-                // that it writes to. Locals are dropped in the reverse of this order.
+                // Whoever drops this does not wait for it, so it keeps the memory that it writes
+                // to. Locals are dropped in the reverse of this order.
                 let _memory = memory;
                 let mut pager = pager;
-                let report = pager.install(&working_set, method)?;
-                // Here and not when the end of this is waited for: whoever would wait may be in a
-                // call of KVM that touches a page that is not in the working set.
+                // SAFETY: who restores a machine touches nothing of the memory before
+                // `allow_touches` has waited for this thread.
+                let report = match unsafe { pager.install_unregistered(&install) } {
+                    Ok(report) => report,
+                    Err(error) if install.options.may_fall_back => InstallReport {
+                        method: install.options.method,
+                        fell_back: Some(error.to_string()),
+                        ..InstallReport::default()
+                    },
+                    Err(error) => return Err(Arc::new(error).into()),
+                };
                 pager.start()?;
-                Ok((pager, report, working_set))
+                Ok((pager, report))
             })
             .map(Self)
             .map_err(MemoryError::Thread)
     }
 
     /// Waits for its end.
-    fn finish(self) -> Result<Installed, MemoryError> {
+    fn finish(self) -> Result<(Pager, InstallReport), MemoryError> {
         let panicked = || MemoryError::Thread(io::Error::other("it panicked"));
         self.0.join().map_err(|_| panicked())?
     }

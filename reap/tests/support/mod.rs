@@ -224,10 +224,33 @@ pub fn pager_with(
         trace_records: Some(TRACE_RECORDS),
         phase,
         spin,
-        on_failure: Box::new(move |error| sender.send(error).unwrap()),
+        // A test that looks for no failure has no receiver.
+        on_failure: Box::new(move |error| drop(sender.send(error))),
     };
     // SAFETY: the tests keep their memory mapped until the pager is gone, and it is anonymous.
     let pager = unsafe { Pager::new(config) }.unwrap();
+    (pager, failures)
+}
+
+/// As [`pager`], of memory that is registered when the pager is started.
+pub fn unregistered_pager(
+    regions: Vec<MemoryRegion>,
+    source: impl PageSource + 'static,
+    record: bool,
+) -> (Pager, Receiver<PagerError>) {
+    let (sender, failures) = channel();
+    let config = PagerConfig {
+        regions,
+        source: Box::new(source),
+        record,
+        trace_records: None,
+        phase: Arc::default(),
+        spin: DEFAULT_SPIN,
+        // A test that looks for no failure has no receiver.
+        on_failure: Box::new(move |error| drop(sender.send(error))),
+    };
+    // SAFETY: as in `pager_with`.
+    let pager = unsafe { Pager::new_unregistered(config) }.unwrap();
     (pager, failures)
 }
 

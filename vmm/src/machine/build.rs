@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
-use reapvm_reap::{InstallMethod, MemoryRestoreMode, PagerError};
+use reapvm_reap::{InstallOptions, MemoryRestoreMode, PagerError};
 use reapvm_snapshot::{ReadError, Snapshot, StateError, StateFile};
 use rustix::io::{DupFlags, dup3};
 use thiserror::Error;
@@ -110,7 +110,7 @@ pub struct RestoreOptions {
     /// How its memory comes back.
     pub mode: MemoryRestoreMode,
     /// How the working set is installed, in prefetch mode.
-    pub install_method: InstallMethod,
+    pub install: InstallOptions,
     /// The serial port.
     pub console: Console,
     /// What this instance has other than the machine that was saved.
@@ -131,7 +131,7 @@ impl RestoreOptions {
     pub fn new(mode: MemoryRestoreMode) -> Self {
         Self {
             mode,
-            install_method: InstallMethod::default(),
+            install: InstallOptions::default(),
             console: Console::none(),
             overrides: Overrides::default(),
             track_dirty_pages: false,

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use kvm_ioctls::VcpuFd;
-use reapvm_reap::{InstallMethod, MemoryRestoreMode};
+use reapvm_reap::{InstallOptions, MemoryRestoreMode};
 use reapvm_snapshot::{Snapshot, StateFile};
 use rustix::io::fcntl_dupfd_cloexec;
 
@@ -149,14 +149,14 @@ fn restore_memory(
     snapshot: &Arc<Snapshot>,
     exits: &Arc<ExitEvents>,
     mode: MemoryRestoreMode,
-    install_method: InstallMethod,
+    install: InstallOptions,
     on_pager_failure: Option<PagerFailureHook>,
 ) -> Result<(), BuildError> {
     let exits = Arc::clone(exits);
     Ok(memory.restore(
         snapshot,
         mode,
-        install_method,
+        install,
         Box::new(move |error| {
             exits.end(GuestExit::PagerFailed(error.clone()));
             if let Some(on_failure) = on_pager_failure {
@@ -173,7 +173,7 @@ pub(super) fn restore(
 ) -> Result<Machine, BuildError> {
     let RestoreOptions {
         mode,
-        install_method,
+        install,
         console,
         overrides,
         track_dirty_pages,
@@ -193,7 +193,7 @@ pub(super) fn restore(
         &plan.snapshot,
         &plan.exits,
         mode,
-        install_method,
+        install,
         on_pager_failure,
     )?;
     plan.build(Some(vm_fd_place), console)?.finish()
@@ -262,7 +262,7 @@ impl PreparedMachine {
     pub fn restore(
         mut self,
         mode: MemoryRestoreMode,
-        install_method: InstallMethod,
+        install: InstallOptions,
         on_pager_failure: Option<PagerFailureHook>,
     ) -> Result<Machine, BuildError> {
         if !self.can_restore(mode) {
@@ -273,7 +273,7 @@ impl PreparedMachine {
             &self.snapshot,
             &self.exits,
             mode,
-            install_method,
+            install,
             on_pager_failure,
         )?;
         self.finish()
@@ -291,11 +291,13 @@ impl PreparedMachine {
             snapshot: _,
             config,
             state,
-            memory,
+            mut memory,
             exits: _,
             backing: _,
         } = self;
         let interrupt_state: InterruptState = state.get(INTERRUPTS_KIND, INTERRUPTS_VERSION)?;
+        // What follows makes KVM and devices look at guest memory.
+        memory.allow_touches()?;
         // Once for all vCPUs: their time-stamp counters stay together.
         let age = interrupt_state.age();
         for (index, vcpu) in (0_u8..).zip(&vcpus) {

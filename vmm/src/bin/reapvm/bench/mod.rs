@@ -25,8 +25,8 @@ use reapvm::cold_start::{ColdStart, ColdStartReport, WorkingSetOptions};
 use reapvm::config::{Overrides, VmConfig};
 use reapvm::function_vm::{self, FunctionVm};
 use reapvm::invocation::Connection;
-use reapvm::page_cache;
 use reapvm_reap::MemoryRestoreMode;
+use reapvm_reap::page_cache;
 use reapvm_snapshot::HostInfo;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -196,7 +196,7 @@ fn measure_function(
         dir: &dir,
         mode: MemoryRestoreMode::Record,
         set: WorkingSetOptions::default(),
-        install_method: arguments.install,
+        install: arguments.install.options(),
         input: &recorded_input,
         timeout: TIMEOUT,
         keep_recording: false,

@@ -86,7 +86,10 @@ pub(crate) fn cold_cell(
     booted_resident_mib: f64,
 ) -> CellResult {
     let mark = |value: fn(&MarksMs) -> f64| median_of(reports, |r| value(&r.marks_ms));
-    let installs: Vec<InstallMs> = reports.iter().filter_map(|r| r.install_ms).collect();
+    let installs: Vec<InstallMs> = reports
+        .iter()
+        .filter_map(|r| r.install_ms.clone())
+        .collect();
     let install = installs.first().map(|first| {
         let part =
             |value: fn(&InstallMs) -> f64| median(&installs.iter().map(value).collect::<Vec<_>>());
@@ -95,7 +98,7 @@ pub(crate) fn cold_cell(
             verify: part(|i| i.verify),
             copy: part(|i| i.copy),
             total: part(|i| i.total),
-            ..*first
+            ..first.clone()
         }
     });
     CellResult {
@@ -112,7 +115,7 @@ pub(crate) fn cold_cell(
             first_byte: mark(|m| m.first_byte),
             response: mark(|m| m.response),
         }),
-        install_ms: install.map(|install| install.total),
+        install_ms: install.as_ref().map(|install| install.total),
         install,
         faults: Some(Faults {
             uffd: median_count(reports, |r| r.faults.uffd),
@@ -151,7 +154,7 @@ pub(crate) fn warm_cell(function: &str, times_ms: &[f64], booted_resident_mib: f
 
 /// `T >= T_warm + max(WS bytes / disk bandwidth, copy, control)` for a prefetch cell.
 pub(crate) fn bound_ms(warm_ms: f64, cell: &CellResult, disk: &Disk) -> Option<f64> {
-    let (install, marks) = (cell.install?, cell.marks_ms?);
+    let (install, marks) = (cell.install.as_ref()?, cell.marks_ms?);
     let read_ms = install.bytes_read as f64 / f64::from(1 << 20) / disk.seq_read_mib_s * 1e3;
     let copy_ms = install.copy / install.threads.max(1) as f64;
     Some(warm_ms + read_ms.max(copy_ms).max(marks.state_loaded))

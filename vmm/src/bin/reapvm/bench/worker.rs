@@ -38,7 +38,7 @@ fn invoke_from(
         .arg("invoke")
         .arg(start.dir)
         .args(working_set_arguments(&start.set))
-        .args(["--install", start.install_method.as_str()])
+        .args(crate::cli::install_arguments(&start.install))
         .args(more_arguments)
         .args(["--json", "--input", &start.input.to_string()])
         .args(["--timeout", &start.timeout.as_secs_f64().to_string()])

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod install;
 mod machine;
 mod serve;
 mod trace;
@@ -9,8 +10,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use reapvm_reap::{InstallMethod, MemoryRestoreMode};
+use reapvm_reap::MemoryRestoreMode;
 
+pub(crate) use install::{InstallArguments, to_arguments as install_arguments};
 pub(crate) use machine::{MachineOptions, OverrideOptions};
 pub(crate) use serve::{
     Request, RequestCommand, RequestInvoke, Serve, ServeWorker, TemplateArgument,
@@ -211,12 +213,6 @@ fn mode(text: &str) -> Result<MemoryRestoreMode, String> {
         .map_err(|error| error.to_string())
 }
 
-/// How a working set is installed, as clap reads it.
-fn install_method(text: &str) -> Result<InstallMethod, String> {
-    text.parse::<InstallMethod>()
-        .map_err(|error| error.to_string())
-}
-
 #[derive(Args)]
 pub(crate) struct Invoke {
     /// The snapshot directory
@@ -236,12 +232,8 @@ pub(crate) struct Invoke {
     pub(crate) memory: Option<MemoryRestoreMode>,
     #[command(flatten)]
     pub(crate) working_set: WorkingSetPolicyOptions,
-    /// How prefetch installs the working set
-    ///
-    /// streamed: two threads read it in pieces and copy what they have read.
-    /// one-read: one read of the whole file, then the copies, as the REAP paper has it.
-    #[arg(long, value_name = "METHOD", default_value = "streamed", value_parser = install_method, verbatim_doc_comment)]
-    pub(crate) install: InstallMethod,
+    #[command(flatten)]
+    pub(crate) install: InstallArguments,
     #[command(flatten)]
     pub(crate) overrides: OverrideOptions,
     #[command(flatten)]
@@ -357,9 +349,8 @@ pub(crate) struct Bench {
     /// Memory modes to start cold with, separated by commas; warm is always measured
     #[arg(long, value_name = "MODES", default_value = "file,ondemand,record,prefetch", value_delimiter = ',', value_parser = mode)]
     pub(crate) modes: Vec<MemoryRestoreMode>,
-    /// How prefetch installs the working set: streamed, or one-read as in the REAP paper
-    #[arg(long, value_name = "METHOD", default_value = "streamed", value_parser = install_method)]
-    pub(crate) install: InstallMethod,
+    #[command(flatten)]
+    pub(crate) install: InstallArguments,
     /// Runs of each mode of each function
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) runs: u32,

@@ -7,7 +7,8 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use reapvm_reap::{InstallMethod, MemoryRestoreMode};
 
-use super::{install_method, json, mode, seconds};
+use super::install::install_method;
+use super::{json, mode, seconds};
 
 /// Machines whose memory is read at once, unless another number is given.
 pub(super) const DEFAULT_MAX_READING: u32 = 2;
@@ -66,7 +67,7 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "MODE", default_value = "prefetch", value_parser = mode)]
     pub(crate) memory: MemoryRestoreMode,
     /// How prefetch installs the working set if a request does not say
-    #[arg(long, value_name = "METHOD", default_value = "streamed", value_parser = install_method)]
+    #[arg(long, value_name = "METHOD", default_value = "auto", value_parser = install_method)]
     pub(crate) install: InstallMethod,
     /// Machines that are kept prepared for each snapshot
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(..=1024))]

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use reapvm::observe::TraceOptions;
-use reapvm_reap::{DEFAULT_TRACE_RECORDS, InstallMethod, MemoryRestoreMode};
+use reapvm_reap::{DEFAULT_TRACE_RECORDS, MemoryRestoreMode};
 
-use super::{OverrideOptions, install_method, json, mode, seconds};
+use super::{InstallArguments, OverrideOptions, json, mode, seconds};
 
 /// What `invoke` takes to make a trace.
 #[derive(Args)]
@@ -73,9 +73,8 @@ pub(crate) struct TraceRecordArguments {
     /// record leaves the snapshot's working set as it is.
     #[arg(long, value_name = "MODE", default_value = "ondemand", value_parser = mode)]
     pub(crate) mode: MemoryRestoreMode,
-    /// How prefetch installs the working set: streamed or one-read
-    #[arg(long, value_name = "METHOD", default_value = "streamed", value_parser = install_method)]
-    pub(crate) install: InstallMethod,
+    #[command(flatten)]
+    pub(crate) install: InstallArguments,
     #[command(flatten)]
     pub(crate) overrides: OverrideOptions,
     /// Records to keep at most; faults that come later are counted

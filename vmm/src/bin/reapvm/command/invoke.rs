@@ -5,8 +5,7 @@ use std::process::ExitCode;
 
 use reapvm::cold_start::{self, ColdStart, ColdStartReport, MeasuredUse, WorkingSetPolicy};
 use reapvm::observe::TraceReport;
-use reapvm::page_cache;
-use reapvm_reap::{MemoryRestoreMode, RecordReason};
+use reapvm_reap::{MemoryRestoreMode, RecordReason, page_cache};
 
 use super::CommandResult;
 use crate::bench::worker;
@@ -31,7 +30,7 @@ pub(super) fn run(arguments: &Invoke, process_start_ns: u64) -> CommandResult {
         dir: &arguments.dir,
         mode: arguments.memory.unwrap_or(MemoryRestoreMode::OnDemand),
         set,
-        install_method: arguments.install,
+        install: arguments.install.options(),
         input: &arguments.input,
         timeout: arguments.timeout,
         keep_recording: !arguments.discard_recording,
@@ -96,7 +95,7 @@ pub(crate) fn print(report: &ColdStartReport, json: bool) -> Result<(), Box<dyn 
         };
         println!(
             "  working set: {} pages in {} runs, {} in {:.2} ms by {}: read {:.2} ms, \
-             verify {:.2} ms, copy {:.2} ms",
+             verify {:.2} ms, copy {:.2} ms; {} pages before the first instruction",
             report.faults.prefetched_pages,
             install.extents,
             install.method,
@@ -104,8 +103,12 @@ pub(crate) fn print(report: &ColdStartReport, json: bool) -> Result<(), Box<dyn 
             threads,
             install.read,
             install.verify,
-            install.copy
+            install.copy,
+            install.lead_pages
         );
+        if let Some(reason) = &install.fell_back {
+            println!("  the rest of the working set was served on demand: {reason}");
+        }
     }
     let faults = &report.faults;
     println!(

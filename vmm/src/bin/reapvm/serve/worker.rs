@@ -12,7 +12,7 @@ use reapvm::clock;
 use reapvm::cold_start::{self, ColdStart, WorkingSetOptions};
 use reapvm::config::Overrides;
 use reapvm::machine::{PrepareOptions, PreparedMachine};
-use reapvm_reap::{InstallMethod, MemoryRestoreMode};
+use reapvm_reap::{InstallMethod, InstallOptions, MemoryRestoreMode};
 use reapvm_snapshot::Snapshot;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -103,7 +103,7 @@ fn work(
         dir: &arguments.dir,
         mode: order.mode,
         set: WorkingSetOptions::default(),
-        install_method: order.install,
+        install: InstallOptions::new(order.install),
         overrides: &Overrides::default(),
         input: &order.input,
         timeout: Duration::try_from_secs_f64(order.timeout_s)?,

@@ -2,9 +2,10 @@
 
 use std::process::ExitCode;
 
+use reapvm::clock;
 use reapvm::cold_start::{ColdStart, WorkingSetOptions};
 use reapvm::observe::TraceOptions;
-use reapvm::{clock, page_cache};
+use reapvm_reap::page_cache;
 
 use crate::bench::worker;
 use crate::cli::TraceRecordArguments;
@@ -22,7 +23,7 @@ pub(super) fn run(arguments: &TraceRecordArguments) -> CommandResult {
         dir: &arguments.dir,
         mode: arguments.mode,
         set: WorkingSetOptions::default(),
-        install_method: arguments.install,
+        install: arguments.install.options(),
         overrides: &overrides,
         input: &arguments.input,
         timeout: arguments.timeout,

@@ -1,0 +1,166 @@
+//! Putting runs of pages in place while the pager serves.
+
+use std::sync::Arc;
+use std::thread;
+
+use rustix::io::Errno;
+
+use crate::PAGE_SIZE_BYTES;
+use crate::extents::Extent;
+use crate::paged_memory::{RETRY_SLEEP, ROUNDS_BEFORE_SLEEP, attempt};
+use crate::pager::Shared;
+use crate::region::{PageLocation, RegionMap};
+use crate::serve::ServeError;
+use crate::stats::add;
+use crate::uffd::{Installed, Uffd, UffdError};
+
+use super::InstallError;
+
+/// Pages that one COPY installs at most: the pager's reading of messages waits that long.
+const MAX_RUN_PAGES: u64 = 64;
+
+/// How the pages of a buffer get into guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Placement {
+    /// UFFDIO_COPY.
+    Copy,
+    /// UFFDIO_MOVE: the pages of the buffer become the guest's.
+    Move,
+}
+
+/// Installs pages from any number of threads. The messages of the userfaultfd are the pager's
+/// to read: where a removal is in the way, it is waited for.
+#[derive(Clone)]
+pub(crate) struct Placer {
+    pub(super) uffd: Arc<Uffd>,
+    pub(super) regions: RegionMap,
+    pub(super) shared: Arc<Shared>,
+}
+
+impl Placer {
+    pub(crate) fn new(uffd: Arc<Uffd>, regions: RegionMap, shared: Arc<Shared>) -> Self {
+        Self {
+            uffd,
+            regions,
+            shared,
+        }
+    }
+
+    /// The first of `extents` that guest memory does not hold.
+    pub(super) fn first_outside<'a>(&self, extents: &'a [Extent]) -> Option<&'a Extent> {
+        extents
+            .iter()
+            .find(|extent| !self.holds(extent.gpa, extent.pages))
+    }
+
+    /// Whether a region holds each of the `pages` from guest-physical address `gpa` on.
+    fn holds(&self, gpa: u64, pages: u64) -> bool {
+        let mut gpa = gpa;
+        let mut left = pages;
+        while left > 0 {
+            let Some(page_at) = self.regions.locate_gpa(gpa) else {
+                return false;
+            };
+            let held = left.min(page_at.pages_to_region_end);
+            left -= held;
+            gpa = gpa.saturating_add(held * PAGE_SIZE_BYTES);
+        }
+        true
+    }
+
+    /// Installs `bytes`, whole pages, at guest-physical address `gpa` and wakes nobody: the pager
+    /// wakes who waits, when it has accounted for the fault. Pages that are there already or were
+    /// dropped stay as they are. Returns how many pages it installed.
+    pub(super) fn place_run(
+        &self,
+        gpa: u64,
+        bytes: &mut [u8],
+        placement: Placement,
+    ) -> Result<u64, InstallError> {
+        let mut installed_pages = 0;
+        let mut done = 0;
+        let mut turned_down = 0_u32;
+        while done < bytes.len() {
+            let at = gpa.saturating_add(done as u64);
+            match self.try_place(at, &mut bytes[done..], placement, turned_down)? {
+                Installed::Bytes(placed_bytes) => {
+                    done += placed_bytes as usize;
+                    installed_pages += placed_bytes / PAGE_SIZE_BYTES;
+                    turned_down = 0;
+                }
+                Installed::AlreadyPresent => {
+                    done += PAGE_SIZE_BYTES as usize;
+                    turned_down = 0;
+                }
+                Installed::Again => {
+                    // Only the pager can end this, by reading the removal.
+                    if self.shared.has_ended() {
+                        return Err(InstallError::PagerEnded);
+                    }
+                    turned_down = turned_down.saturating_add(1);
+                    if turned_down < ROUNDS_BEFORE_SLEEP {
+                        thread::yield_now();
+                    } else {
+                        thread::sleep(RETRY_SLEEP);
+                    }
+                }
+            }
+        }
+        Ok(installed_pages)
+    }
+
+    /// Tries once to install `bytes`, or as much of them as can be done at once.
+    fn try_place(
+        &self,
+        gpa: u64,
+        bytes: &mut [u8],
+        placement: Placement,
+        turned_down: u32,
+    ) -> Result<Installed, InstallError> {
+        let page_at = self
+            .regions
+            .locate_gpa(gpa)
+            .ok_or(ServeError::NoSuchPage { gpa })?;
+        let left = bytes.len() as u64 / PAGE_SIZE_BYTES;
+        let longest = left.min(page_at.pages_to_region_end).min(MAX_RUN_PAGES);
+        let _placing = self.shared.begin_placing();
+        let pages = self.pages_not_removed(page_at, longest);
+        if pages == 0 {
+            // A page that was dropped is as good as present: it is to stay as it is.
+            return Ok(Installed::AlreadyPresent);
+        }
+        let run = &mut bytes[..(pages * PAGE_SIZE_BYTES) as usize];
+        let installed = attempt(turned_down, || match placement {
+            // SAFETY: the run begins at a page of a region, all of which are registered with
+            // `uffd`, and does not go past the region's end.
+            Placement::Copy => unsafe { self.uffd.copy(page_at.hva, run, false) },
+            // SAFETY: as above; the buffers of an install are anonymous mappings of their own,
+            // and runs begin at their pages.
+            Placement::Move => unsafe { self.uffd.move_pages(page_at.hva, run) },
+        });
+        let installed = match installed {
+            Err(UffdError::Page { errno, .. })
+                if placement == Placement::Move && matches!(errno, Errno::NOTTY | Errno::INVAL) =>
+            {
+                return Err(InstallError::NoMove { errno });
+            }
+            installed => installed?,
+        };
+        if let Installed::Bytes(bytes) = installed {
+            let pages = bytes / PAGE_SIZE_BYTES;
+            self.shared.pages.set_installed(page_at.index, pages);
+            add(&self.shared.counters.prefetched_pages, pages);
+        }
+        Ok(installed)
+    }
+
+    /// How many of the `pages` from `page_at` on come before the first that was dropped.
+    fn pages_not_removed(&self, page_at: PageLocation, pages: u64) -> u64 {
+        if !self.shared.pages.has_dropped() {
+            return pages;
+        }
+        (0..pages)
+            .find(|page| self.shared.pages.was_dropped(page_at.index + page))
+            .unwrap_or(pages)
+    }
+}

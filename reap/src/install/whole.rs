@@ -1,0 +1,46 @@
+//! The paper's method: one read of the whole file, and when it is done the pages are copied.
+
+use std::time::Instant;
+
+use super::pieces::pieces;
+use super::place::{Placement, Placer};
+use super::streams::place_piece;
+use super::{Install, InstallError, InstallReport, ReadPath, check_inside};
+
+pub(super) fn install(
+    placer: &Placer,
+    install: &Install,
+    read_path: ReadPath,
+) -> Result<InstallReport, InstallError> {
+    let reader = &install.working_set;
+    if read_path == ReadPath::PageCache {
+        reader.use_page_cache()?;
+    }
+    let started = Instant::now();
+    let (set, mut file_bytes) = reader.read_whole()?;
+    check_inside(placer, set.extents(), reader.path())?;
+    let mut report = InstallReport {
+        read_path,
+        extents: set.extents().len() as u64,
+        bytes_read: reader.len_bytes(),
+        read_ns: started.elapsed().as_nanos() as u64,
+        threads: 1,
+        ..InstallReport::default()
+    };
+    let pages = file_bytes
+        .as_mut_slice()
+        .get_mut(reader.data_offset() as usize..)
+        .unwrap_or_default();
+    for piece in pieces(set.extents(), set.page_count()) {
+        place_piece(
+            placer,
+            reader,
+            &set,
+            &piece,
+            pages,
+            Placement::Copy,
+            &mut report,
+        )?;
+    }
+    Ok(report)
+}
