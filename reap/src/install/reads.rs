@@ -82,13 +82,16 @@ impl Request {
     }
 }
 
+/// The slot of a request that is over, and how it went.
+pub(super) type Done = (usize, Result<(), ReadFailure>);
+
 /// Up to `depth` reads of one file, each known by the number of its slot.
 pub(super) struct Reads<'a> {
     file: &'a File,
     /// None: each read is done when it is handed in.
     io_uring: Option<IoUring>,
     slots: Vec<Request>,
-    done: VecDeque<(usize, Result<(), ReadFailure>)>,
+    done: VecDeque<Done>,
     /// Requests that the kernel has.
     in_kernel: usize,
 }
@@ -205,9 +208,7 @@ impl<'a> Reads<'a> {
 
     /// The slot of a read that is done, and how it went; waits for one if none is. None: nothing
     /// is under way.
-    pub(super) fn next_done(
-        &mut self,
-    ) -> Result<Option<(usize, Result<(), ReadFailure>)>, io::Error> {
+    pub(super) fn next_done(&mut self) -> io::Result<Option<Done>> {
         loop {
             if let Some(done) = self.done.pop_front() {
                 return Ok(Some(done));
