@@ -15,8 +15,8 @@ use std::process::ExitCode;
 
 use reapvm::cold_start::{ColdStart, WorkingSetOptions};
 use reapvm::config::Overrides;
-use reapvm::page_cache;
 use reapvm_reap::MemoryRestoreMode;
+use reapvm_reap::page_cache;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -98,7 +98,7 @@ fn make_original(
         dir: &dir,
         mode: MemoryRestoreMode::Record,
         set: WorkingSetOptions::default(),
-        install_method: arguments.install,
+        install: arguments.install.options(),
         input: &input(RECORDED_SEED),
         timeout: TIMEOUT,
         keep_recording: true,
@@ -177,7 +177,7 @@ fn measure_cell(
             ready,
             arguments.max_reading,
             mode,
-            arguments.install,
+            arguments.install.method,
         )?),
     };
     let mut runs = Vec::new();
@@ -188,7 +188,7 @@ fn measure_cell(
         }
         evict(image, &starts)?;
         let started = match &server {
-            None => starts::by_processes(&starts, mode, arguments.install)?,
+            None => starts::by_processes(&starts, mode, arguments.install.options())?,
             Some(server) => server.invoke(&starts, templates.len(), mode)?,
         };
         progress.step(format!("{count} x {mode} by {}", by.as_str()));
@@ -208,7 +208,7 @@ fn summarise_cell(
     let latencies: Vec<f64> = runs.iter().flatten().map(|s| s.latency_ms).collect();
     let bytes_of = |run: &[Started]| -> u64 {
         run.iter()
-            .filter_map(|s| s.report.install_ms)
+            .filter_map(|s| s.report.install_ms.as_ref())
             .map(|install| install.bytes_read)
             .sum()
     };

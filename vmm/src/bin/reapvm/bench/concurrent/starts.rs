@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use reapvm::clock;
 use reapvm::cold_start::{ColdStart, ColdStartReport, WorkingSetOptions};
 use reapvm::config::Overrides;
-use reapvm_reap::{InstallMethod, MemoryRestoreMode};
+use reapvm_reap::{InstallMethod, InstallOptions, MemoryRestoreMode};
 use serde_json::{Value, json};
 
 use super::super::{TIMEOUT, worker};
@@ -62,7 +62,7 @@ fn check(
 pub(super) fn by_processes(
     starts: &[Start],
     mode: MemoryRestoreMode,
-    install: InstallMethod,
+    install: InstallOptions,
 ) -> Result<Vec<Started>, Box<dyn Error>> {
     let overrides = Overrides::default();
     let begun_ns = clock::monotonic_ns();
@@ -76,7 +76,7 @@ pub(super) fn by_processes(
                         dir: &start.dir,
                         mode,
                         set: WorkingSetOptions::default(),
-                        install_method: install,
+                        install,
                         overrides,
                         input: &start.input,
                         timeout: TIMEOUT,
