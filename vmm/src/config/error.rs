@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use super::{MAX_VCPUS, MAX_VIRTIO_DEVICES, MIN_MEMORY_MIB};
 
-/// What is wrong with a [`VmConfig`].
+/// What is wrong with a [`VmConfig`](super::VmConfig).
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum ConfigError {
     /// No vCPU, or more than [`MAX_VCPUS`].
