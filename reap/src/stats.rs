@@ -22,7 +22,7 @@ pub struct PagerStats {
     pub service_ns: u64,
     /// Pages that were dropped from guest memory (MADV_DONTNEED and its kin); they read as zero.
     pub removed_pages: u64,
-    /// Pages that an install put in place before the guest ran.
+    /// Pages that an install put in place.
     pub prefetched_pages: u64,
 }
 

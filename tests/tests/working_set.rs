@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 
 use reapvm::machine::{Machine, RestoreOptions};
@@ -14,6 +15,9 @@ use reapvm_tests::scratch;
 use reapvm_tests::snapshots::{self, call};
 use reapvm_tests::watchdog::guarded;
 use serde_json::{Value, json};
+
+/// Its number: `linux/capability.h`.
+const CAP_SYS_ADMIN: libc::c_ulong = 21;
 
 /// One start with `arguments`; its report.
 fn invoke(dir: &Path, input: &Value, arguments: &[&str]) -> Value {
@@ -269,6 +273,34 @@ fn pages_that_the_guest_does_not_touch_are_told_from_those_that_it_does() {
         }
         let missed = machine.memory().recording().unwrap();
         assert_eq!(missed.len() as u64, machine.memory().pager_stats().faults);
+    });
+}
+
+#[test]
+fn what_cannot_be_measured_is_said_with_its_reason() {
+    guarded(|| {
+        let scratch = scratch::dir();
+        let dir = scratch.path().join("snap");
+        snapshots::copy(&snapshots::shared("helloworld"), &dir);
+        invoke(&dir, &snapshots::input(1), &["--memory", "record"]);
+        let mut command = launcher::command(["invoke", "--json", "--memory", "prefetch"]);
+        command.arg("--measure-unused").arg(&dir);
+        // SAFETY: prctl is a system call and nothing else, as the child of a fork needs it.
+        unsafe {
+            command.pre_exec(|| {
+                // Even root has only the capabilities of this set after an exec.
+                match libc::prctl(libc::PR_CAPBSET_DROP, CAP_SYS_ADMIN, 0, 0, 0) {
+                    0 => Ok(()),
+                    _ => Err(std::io::Error::last_os_error()),
+                }
+            });
+        }
+        let report = launcher::finish(launcher::start(&mut command)).json();
+        assert_eq!(report["mode"], "prefetch");
+        let set_use = &report["working_set_use"];
+        assert_eq!(set_use["source"], "not-measured");
+        let reason = set_use["reason"].as_str().unwrap();
+        assert!(reason.contains("CAP_SYS_ADMIN"), "{reason}");
     });
 }
 

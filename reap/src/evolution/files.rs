@@ -209,10 +209,11 @@ impl EvolvingSet {
         })
     }
 
-    /// Tells of a prefetch of `set` that missed the pages `missed_gpas`, each named once, and, if
-    /// that is known, left `unused_pages` untouched. Pages of a prefetch that missed too much join
-    /// the set at once: the next start, which records, may have another input and not touch them.
-    /// Nothing is written where nothing changes.
+    /// Tells of a prefetch of `set` that took faults on the pages `missed_gpas`, each named once,
+    /// and, if that is known, left `unused_pages` untouched. Pages of the set among the former were
+    /// touched before they were installed, and are no misses. The pages of a prefetch that missed
+    /// too much join the set at once: the next start, which records, may have another input and not
+    /// touch them. Nothing is written where nothing changes.
     ///
     /// # Errors
     /// As [`add_recording`](Self::add_recording).

@@ -171,6 +171,24 @@ fn inputs_that_take_turns_share_a_set() {
 }
 
 #[test]
+fn pages_of_the_set_that_were_touched_before_they_were_installed_are_no_misses() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = set_in(dir.path());
+    let touches: BTreeSet<u64> = (0..100).collect();
+    start(&set, &touches);
+    let installed = held(&set);
+    let found = set
+        .add_prefetch(&installed, &gpas(0..101), None, &mut source())
+        .unwrap();
+    assert_eq!(found, Prefetched::default());
+    assert_eq!(held(&set), installed);
+    let found = set
+        .add_prefetch(&installed, &gpas(0..102), None, &mut source())
+        .unwrap();
+    assert_eq!(found.added_pages, 2);
+}
+
+#[test]
 fn few_misses_change_nothing_and_write_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let set = set_in(dir.path());
