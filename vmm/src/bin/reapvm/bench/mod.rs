@@ -7,7 +7,9 @@
 
 mod concurrent;
 mod disk;
+mod fio;
 mod image;
+mod ladder;
 mod report;
 mod stats;
 mod table;
@@ -270,6 +272,9 @@ pub(crate) fn run(arguments: &Bench) -> CommandResult {
             arguments.dir.display()
         )
     })?;
+    if arguments.ladder {
+        return ladder::run(arguments, &image, &functions);
+    }
     if !arguments.concurrent.is_empty() || !arguments.clones.is_empty() {
         return concurrent::run(arguments, &image, &functions);
     }

@@ -349,6 +349,9 @@ pub(crate) struct Bench {
     /// Memory modes to start cold with, separated by commas; warm is always measured
     #[arg(long, value_name = "MODES", default_value = "file,ondemand,record,prefetch", value_delimiter = ',', value_parser = mode)]
     pub(crate) modes: Vec<MemoryRestoreMode>,
+    /// Start cold by every method, from a file mapping on, and print what each step is worth
+    #[arg(long, conflicts_with_all = ["concurrent", "clones", "modes"])]
+    pub(crate) ladder: bool,
     #[command(flatten)]
     pub(crate) install: InstallArguments,
     /// Runs of each mode of each function

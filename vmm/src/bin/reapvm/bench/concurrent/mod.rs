@@ -4,7 +4,6 @@
 //! page of the page cache; clones share one. All that are started together count from the same
 //! moment, so that who waits for its turn is not measured as faster.
 
-mod fio;
 mod starts;
 mod table;
 
@@ -21,6 +20,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::disk::{self, Disk};
+use super::fio::{self, Bandwidth};
 use super::image::BenchImage;
 use super::report::Host;
 use super::stats::{Summary, mean, median, summarise};
@@ -30,7 +30,6 @@ use super::{
 };
 use crate::cli::{Bench, StartBy};
 use crate::command::CommandResult;
-use fio::Bandwidth;
 use starts::{Server, Start, Started};
 
 /// What is started together.

@@ -2,7 +2,7 @@
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
-use super::fio::Bandwidth;
+use super::super::fio::Bandwidth;
 use super::{Cell, Kind};
 
 const HEADER: [&str; 12] = [

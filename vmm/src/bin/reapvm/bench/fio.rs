@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::super::disk::Disk;
+use super::disk::Disk;
 
 /// Block sizes that are tried, in KiB, with each of [`DEPTHS`].
 const BLOCKS_KIB: [u32; 4] = [128, 512, 1024, 2048];

@@ -1,0 +1,416 @@
+//! `reapvm bench --ladder`: the same cold start by one method after the other, in one program.
+//!
+//! Each rung differs from the one before in one thing, so that the table says what that thing is
+//! worth. All rungs take turns within a run, from snapshots that were proved to be out of the page
+//! cache, and each response is compared with that of the uninterrupted machine.
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use reapvm::cold_start::{ColdStart, ColdStartReport, InstallMs, WorkingSetOptions};
+use reapvm::config::Overrides;
+use reapvm_reap::{InstallMethod, InstallOptions, MemoryRestoreMode, ReadPath};
+use serde::Serialize;
+
+use super::disk::{self, Disk};
+use super::fio::{self, Bandwidth};
+use super::image::BenchImage;
+use super::report::Host;
+use super::stats::{Summary, median, summarise};
+use super::{
+    Progress, RECORDED_SEED, TIMEOUT, boot_and_save, cold_start, host, input, measured_input,
+    write_json,
+};
+use crate::cli::Bench;
+use crate::command::CommandResult;
+
+/// A way to bring memory back.
+#[derive(Clone, Copy)]
+struct Rung {
+    name: &'static str,
+    mode: MemoryRestoreMode,
+    options: InstallOptions,
+}
+
+/// All rungs, from the kernel's own faults to the default.
+fn rungs() -> Vec<Rung> {
+    let mode = |name, mode| Rung {
+        name,
+        mode,
+        options: InstallOptions::default(),
+    };
+    let install = |name, method, read_path| Rung {
+        name,
+        mode: MemoryRestoreMode::Prefetch,
+        options: InstallOptions {
+            read_path,
+            ..InstallOptions::new(method)
+        },
+    };
+    vec![
+        mode("file mapping", MemoryRestoreMode::File),
+        mode("on demand", MemoryRestoreMode::OnDemand),
+        install("memory file, 16 threads", InstallMethod::MemoryFile, None),
+        install("set, buffered", InstallMethod::Buffered, None),
+        install("set, one read (REAP)", InstallMethod::OneRead, None),
+        install(
+            "streams, a read each",
+            InstallMethod::Streamed,
+            Some(ReadPath::Pread),
+        ),
+        install(
+            "streams, io_uring",
+            InstallMethod::Streamed,
+            Some(ReadPath::IoUring),
+        ),
+        install(
+            "streams, moved",
+            InstallMethod::Moved,
+            Some(ReadPath::IoUring),
+        ),
+        install(
+            "into guest memory",
+            InstallMethod::Direct,
+            Some(ReadPath::IoUring),
+        ),
+        install(
+            "while the guest runs",
+            InstallMethod::Overlapped,
+            Some(ReadPath::IoUring),
+        ),
+    ]
+}
+
+/// One rung of one function.
+#[derive(Clone, Debug, Serialize)]
+struct Step {
+    function: String,
+    rung: &'static str,
+    mode: MemoryRestoreMode,
+    /// What ran, in prefetch mode: medians of its times.
+    install: Option<InstallMs>,
+    runs: usize,
+    total_ms: Summary,
+    first_run_ms: f64,
+    /// Faults that the pager served, median.
+    faults: f64,
+    /// Bytes read by the time of the installation, median of the runs.
+    mib_s: Option<f64>,
+    /// The same as a part of the best that the disk gives, in percent.
+    of_disk_pct: Option<f64>,
+    /// What no installation can be faster than: its bytes at the disk's best.
+    bound_ms: Option<f64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    image: &'static str,
+    host: Host,
+    disk: Disk,
+    bandwidth: Vec<(String, Bandwidth)>,
+    steps: Vec<Step>,
+}
+
+fn summarise_step(
+    function: &str,
+    rung: &Rung,
+    reports: &[ColdStartReport],
+    bandwidth: &Bandwidth,
+) -> Step {
+    let of = |value: &dyn Fn(&ColdStartReport) -> f64| {
+        median(&reports.iter().map(value).collect::<Vec<_>>())
+    };
+    let installs: Vec<&InstallMs> = reports
+        .iter()
+        .filter_map(|report| report.install_ms.as_ref())
+        .collect();
+    let install = installs.first().map(|first| {
+        let part = |value: fn(&InstallMs) -> f64| {
+            median(&installs.iter().map(|i| value(i)).collect::<Vec<_>>())
+        };
+        InstallMs {
+            read: part(|i| i.read),
+            verify: part(|i| i.verify),
+            copy: part(|i| i.copy),
+            total: part(|i| i.total),
+            lead_pages: part(|i| i.lead_pages as f64) as u64,
+            ..(*first).clone()
+        }
+    });
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    let rates: Vec<f64> = installs
+        .iter()
+        .map(|install| mib(install.bytes_read) / install.total * 1e3)
+        .collect();
+    let mib_s = (!rates.is_empty()).then(|| median(&rates));
+    Step {
+        function: function.to_owned(),
+        rung: rung.name,
+        mode: rung.mode,
+        runs: reports.len(),
+        total_ms: summarise(&reports.iter().map(|r| r.total_ms).collect::<Vec<_>>()),
+        first_run_ms: of(&|r| r.marks_ms.first_run),
+        faults: of(&|r| r.faults.uffd as f64),
+        mib_s,
+        of_disk_pct: mib_s.map(|mib_s| 100.0 * mib_s / bandwidth.mib_s),
+        bound_ms: install
+            .as_ref()
+            .map(|install| mib(install.bytes_read) / bandwidth.mib_s * 1e3),
+        install,
+    }
+}
+
+fn measure_function(
+    image: &BenchImage,
+    function: &str,
+    arguments: &Bench,
+    disk: &Disk,
+    progress: &Progress,
+) -> Result<(Bandwidth, Vec<Step>), Box<dyn Error>> {
+    let dir: PathBuf = arguments.dir.join(function);
+    progress.function(format!("{function}: booting, saving, recording"));
+    let warm = boot_and_save(image, function, &dir, arguments.runs)?;
+    let recorded_input = input(RECORDED_SEED);
+    let overrides = Overrides::default();
+    let recording = ColdStart {
+        overrides: &overrides,
+        dir: &dir,
+        mode: MemoryRestoreMode::Record,
+        set: WorkingSetOptions::default(),
+        install: InstallOptions::default(),
+        input: &recorded_input,
+        timeout: TIMEOUT,
+        keep_recording: true,
+        trace: None,
+        count_resident: false,
+        started_ns: 0,
+    };
+    cold_start(image, &recording, &warm.recorded_response)?;
+    // Nothing that was written may still be on its way to the disk.
+    rustix::fs::sync();
+    let set = dir.join(reapvm_snapshot::WORKING_SET_FILE);
+    let bandwidth = fio::measure(&[set], disk)?;
+    let rungs = rungs();
+    let mut reports: Vec<Vec<ColdStartReport>> = vec![Vec::new(); rungs.len()];
+    progress.function(format!("{function}: cold starts"));
+    for run in 0..arguments.runs {
+        let input = measured_input(run);
+        for (rung, reports) in rungs.iter().zip(&mut reports) {
+            let start = ColdStart {
+                mode: rung.mode,
+                install: rung.options,
+                input: &input,
+                ..recording
+            };
+            let report = cold_start(image, &start, &warm.expected[&run])?;
+            if let Some(install) = &report.install_ms
+                && install.method != rung.options.method
+            {
+                return Err(format!(
+                    "asked for the install method {}, but {} ran",
+                    rung.options.method, install.method
+                )
+                .into());
+            }
+            progress.step(format!(
+                "{function}: {}, {:.1} ms",
+                rung.name, report.total_ms
+            ));
+            reports.push(report);
+        }
+    }
+    let steps = rungs
+        .iter()
+        .zip(&reports)
+        .map(|(rung, reports)| summarise_step(function, rung, reports, &bandwidth))
+        .collect();
+    Ok((bandwidth, steps))
+}
+
+/// The table of one function, as Markdown.
+fn render(steps: &[Step], bandwidth: &Bandwidth) -> String {
+    let mut table = Table::new();
+    table
+        .load_style(presets::ASCII_MARKDOWN)
+        .set_content_arrangement(ContentArrangement::Disabled)
+        .set_header([
+            "rung",
+            "start ms",
+            "x file",
+            "first run ms",
+            "install ms",
+            "x one read",
+            "waiting",
+            "verifying",
+            "placing",
+            "MiB",
+            "MiB/s",
+            "% of disk",
+            "faults",
+        ]);
+    for column in 1..13 {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    let file_ms = steps.first().map(|step| step.total_ms.p50);
+    let one_read_ms = steps
+        .iter()
+        .filter_map(|step| step.install.as_ref())
+        .find(|install| install.method == InstallMethod::OneRead)
+        .map(|install| install.total);
+    for step in steps {
+        let install = |value: &dyn Fn(&InstallMs) -> f64| {
+            step.install
+                .as_ref()
+                .map_or("-".to_owned(), |i| format!("{:.1}", value(i)))
+        };
+        let ratio = |base: Option<f64>, own: Option<f64>| match (base, own) {
+            (Some(base), Some(own)) if own > 0.0 => format!("{:.2}", base / own),
+            _ => "-".to_owned(),
+        };
+        table.add_row([
+            step.rung.to_owned(),
+            format!("{:.1}", step.total_ms.p50),
+            ratio(file_ms, Some(step.total_ms.p50)),
+            format!("{:.1}", step.first_run_ms),
+            install(&|i| i.total),
+            ratio(one_read_ms, step.install.as_ref().map(|i| i.total)),
+            install(&|i| i.read / i.threads.max(1) as f64),
+            install(&|i| i.verify / i.threads.max(1) as f64),
+            install(&|i| i.copy / i.threads.max(1) as f64),
+            install(&|i| i.bytes_read as f64 / f64::from(1 << 20)),
+            step.mib_s
+                .map_or("-".to_owned(), |rate| format!("{rate:.0}")),
+            step.of_disk_pct
+                .map_or("-".to_owned(), |share| format!("{share:.0}")),
+            format!("{:.0}", step.faults),
+        ]);
+    }
+    let function = steps.first().map_or("", |step| step.function.as_str());
+    let bound = steps.iter().find_map(|step| step.bound_ms);
+    format!(
+        "{function}\n\n{table}\n\ndisk: {:.0} MiB/s ({}); the set cannot be read in less than \
+         {:.1} ms\nwaiting, verifying and placing are ms for each of the threads\n",
+        bandwidth.mib_s,
+        bandwidth.what,
+        bound.unwrap_or_default()
+    )
+}
+
+/// Runs the benchmark.
+pub(super) fn run(arguments: &Bench, image: &BenchImage, functions: &[String]) -> CommandResult {
+    let host = host()?;
+    eprintln!("measuring the disk");
+    let disk = disk::measure(&arguments.dir)?;
+    let steps_a_function = arguments.runs as usize * rungs().len();
+    let progress = Progress::new((steps_a_function * functions.len()) as u64);
+    let mut report = Report {
+        image: image.name(),
+        host,
+        disk,
+        bandwidth: Vec::new(),
+        steps: Vec::new(),
+    };
+    let mut tables = Vec::new();
+    for function in functions {
+        let (bandwidth, mut steps) =
+            measure_function(image, function, arguments, &report.disk, &progress)
+                .map_err(|error| format!("{function}: {}", crate::output::chain(error.as_ref())))?;
+        tables.push(render(&steps, &bandwidth));
+        report.bandwidth.push((function.clone(), bandwidth));
+        report.steps.append(&mut steps);
+    }
+    progress.0.finish_and_clear();
+    println!("{}", tables.join("\n"));
+    if let Some(path) = &arguments.json {
+        write_json(path, &report)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rungs_have_names_of_their_own_and_start_with_what_they_are_compared_with() {
+        let rungs = rungs();
+        assert_eq!(rungs[0].mode, MemoryRestoreMode::File);
+        let names: std::collections::BTreeSet<_> = rungs.iter().map(|rung| rung.name).collect();
+        assert_eq!(names.len(), rungs.len());
+        assert!(
+            rungs
+                .iter()
+                .any(|rung| rung.options.method == InstallMethod::OneRead)
+        );
+    }
+
+    #[test]
+    fn a_table_compares_each_rung_with_the_mapping_and_with_one_read() {
+        let bandwidth = Bandwidth {
+            mib_s: 1000.0,
+            what: "a disk".to_owned(),
+            tried: Vec::new(),
+        };
+        let start = |total_ms, install: Option<(InstallMethod, f64)>| {
+            let report = serde_json::json!({
+                "function": null, "mode": "prefetch", "response": {}, "total_ms": total_ms,
+                "marks_ms": {
+                    "process_start": 0.0, "state_loaded": 1.0, "memory_ready": 2.0,
+                    "first_run": 3.0, "request_sent": 4.0, "first_byte": 5.0, "response": total_ms,
+                },
+                "install_ms": install.map(|(method, total)| serde_json::json!({
+                    "method": method, "read_path": "io-uring", "threads": 2, "read": 8.0,
+                    "verify": 1.0, "copy": 2.0, "total": total, "bytes_read": 10 << 20,
+                    "extents": 3, "lead_pages": 100,
+                })),
+                "faults": {
+                    "uffd": 7, "kernel_major": 0, "kernel_minor": 0, "prefetched_pages": 0,
+                    "missed_pages": 0,
+                },
+                "working_set_pages": null, "working_set_use": null, "evolution": null,
+                "trace": null, "guest_resident_kib": null, "vmm_overhead_kib": null,
+            });
+            serde_json::from_value::<ColdStartReport>(report).unwrap()
+        };
+        let rungs = rungs();
+        let steps = [
+            summarise_step("f", &rungs[0], &[start(100.0, None)], &bandwidth),
+            summarise_step(
+                "f",
+                &rungs[4],
+                &[start(40.0, Some((InstallMethod::OneRead, 25.0)))],
+                &bandwidth,
+            ),
+            summarise_step(
+                "f",
+                &rungs[6],
+                &[
+                    start(19.0, Some((InstallMethod::Streamed, 20.0))),
+                    start(20.0, Some((InstallMethod::Streamed, 12.5))),
+                    start(21.0, Some((InstallMethod::Streamed, 10.0))),
+                ],
+                &bandwidth,
+            ),
+        ];
+        assert_eq!(steps[2].mib_s, Some(800.0));
+        assert_eq!(steps[2].of_disk_pct, Some(80.0));
+        assert_eq!(steps[2].bound_ms, Some(10.0));
+        let table = render(&steps, &bandwidth);
+        let row = table
+            .lines()
+            .find(|line| line.contains("streams, io_uring"))
+            .unwrap();
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        assert_eq!(
+            cells[2..],
+            [
+                "20.0", "5.00", "3.0", "12.5", "2.00", "4.0", "0.5", "1.0", "10.0", "800", "80",
+                "7", ""
+            ]
+        );
+    }
+}
