@@ -7,6 +7,8 @@ TARGET := x86_64-unknown-linux-gnu
 BINARY := target/$(TARGET)/release/reapvm
 # Names of jobs for test-linux, or how they begin; all if empty.
 JOBS ?=
+# What bench-ladder starts.
+LADDER_FUNCTIONS ?= helloworld,json_serdes,rnn_serving
 
 help: ## Name the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20
@@ -40,6 +42,11 @@ test-linux: build linux-kernels ## Run stock Linux guests in a nested host (need
 
 bench: build ## Boot, snapshot and cold-start the ten functions; print the table
 	./bin/reapvm bench --json bench-results/bench.json $(BENCH_FLAGS)
+
+bench-ladder: build ## Start cold by every method, then many at once; print what each step is worth
+	./bin/reapvm bench --ladder --functions $(LADDER_FUNCTIONS) --json bench-results/ladder.json $(BENCH_FLAGS)
+	./bin/reapvm bench --concurrent 1,2,4,8,16,32,64 --clones 16 --runs 5 --start-by invoke,serve \
+	    --json bench-results/concurrent.json
 
 report-screenshots: build ## Trace a cold start and picture its report (needs Chromium)
 	@./reap/analysis/screenshots bin/reapvm bench-results/report
