@@ -1,6 +1,8 @@
 //! CPUID of a vCPU: what KVM supports, with topology, and without what would hurt.
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
+use kvm_bindings::{
+    CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2,
+};
 use kvm_ioctls::{Cap, Kvm};
 
 const LEAF_FEATURES: u32 = 0x1;
@@ -21,7 +23,7 @@ const KVM_ASYNC_PF_BITS: u32 = 1 << 4 | 1 << 10 | 1 << 14;
 /// The CPUID that every vCPU starts from.
 ///
 /// # Errors
-/// The errno of KVM_GET_SUPPORTED_CPUID.
+/// The errno of KVM_GET_SUPPORTED_CPUID, or E2BIG if it leaves no room for the topology.
 pub fn base(kvm: &Kvm) -> Result<CpuId, kvm_ioctls::Error> {
     let mut cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
     // KVM's own LAPIC has this timer mode on every processor, and leaves it to its user to say so:
@@ -33,7 +35,34 @@ pub fn base(kvm: &Kvm) -> Result<CpuId, kvm_ioctls::Error> {
             }
         }
     }
+    add_core_level(&mut cpuid)?;
     Ok(cpuid)
+}
+
+/// Adds the second level of the topology where KVM has the first. KVM lists that alone, and leaves
+/// it to its user to say what is in it; a guest that finds no level of cores takes every processor
+/// for a package of its own (Intel SDM, volume 2, CPUID leaf 0xb).
+fn add_core_level(cpuid: &mut CpuId) -> Result<(), kvm_ioctls::Error> {
+    for function in [LEAF_TOPOLOGY, LEAF_TOPOLOGY_V2] {
+        let has = |index| {
+            let entries = cpuid.as_slice().iter();
+            entries
+                .filter(|entry| entry.function == function)
+                .any(|entry| entry.index == index)
+        };
+        if has(0) && !has(1) {
+            let level = kvm_cpuid_entry2 {
+                function,
+                index: 1,
+                flags: KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+                ..Default::default()
+            };
+            cpuid
+                .push(level)
+                .map_err(|_| kvm_ioctls::Error::new(libc::E2BIG))?;
+        }
+    }
+    Ok(())
 }
 
 /// `base` for the vCPU `index` of `count`: one socket, one thread a core.
@@ -112,6 +141,26 @@ mod tests {
         let mut e = entry(LEAF_TOPOLOGY, 1);
         apply_topology(&mut e, 2, 3);
         assert_eq!((e.eax, e.ebx, e.edx), (2, 3, 2));
+    }
+
+    #[test]
+    fn the_topology_has_a_level_of_cores_where_kvm_lists_the_first_level_only() {
+        let first = entry(LEAF_TOPOLOGY, 0);
+        let mut base = CpuId::from_entries(&[entry(LEAF_FEATURES, 0), first]).unwrap();
+        add_core_level(&mut base).unwrap();
+        add_core_level(&mut base).unwrap();
+        let cpuid = for_vcpu(&base, 2, 4);
+        let levels: Vec<_> = cpuid.as_slice()[1..]
+            .iter()
+            .map(|e| (e.function, e.index, e.eax, e.ebx, e.ecx, e.edx))
+            .collect();
+        assert_eq!(
+            levels,
+            [(0xb, 0, 0, 1, 0x100, 2), (0xb, 1, 2, 4, 0x201, 2)],
+            "thread and core level, and neither of a leaf that KVM does not have"
+        );
+        let flags = cpuid.as_slice()[2].flags;
+        assert_eq!(flags, KVM_CPUID_FLAG_SIGNIFCANT_INDEX);
     }
 
     #[test]
