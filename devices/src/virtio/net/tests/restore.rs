@@ -1,8 +1,10 @@
 //! Saved and restored devices.
 
 use super::limits::ops;
+use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_INTERRUPT_STATUS};
+
 use super::*;
-use crate::test_driver::evt;
+use crate::test_driver::{EVENT_IDX, evt};
 use crate::virtio::{
     MacAddress, MmioTransport, RestoreDeviceError, TransportError, VirtioDeviceState,
 };
@@ -18,9 +20,11 @@ fn mac_of(driver: &mut Driver) -> [u8; 6] {
 fn restored(driver: &Driver, config: NetConfig) -> (Driver, OwnedFd) {
     let state = driver.transport.save().unwrap();
     let (net, network) = net(config);
+    let irq = evt();
+    let irq_copy = irq.try_clone().unwrap();
     let transport =
-        MmioTransport::restore(driver.mem.clone(), Box::new(net), evt(), &state).unwrap();
-    let mut new = Driver::over(driver.mem.clone(), transport, evt());
+        MmioTransport::restore(driver.mem.clone(), Box::new(net), irq_copy, &state).unwrap();
+    let mut new = Driver::over(driver.mem.clone(), transport, irq);
     new.rings = driver.rings.clone();
     (new, network)
 }
@@ -51,6 +55,51 @@ fn frames_go_on_by_the_new_tap() {
     assert_eq!(receive(&new), Some(sent));
     assert_eq!(take_rx(&mut driver), Some(received(got, 1)));
     assert_eq!(receive(&old), None);
+}
+
+#[test]
+fn frames_that_were_handed_over_and_not_yet_sent_are_sent_and_given_back() {
+    for features in [0, EVENT_IDX] {
+        let (mut driver, old) = booted(config(), features);
+        for seed in 0..3 {
+            transmit(&mut driver, &frame(50, seed), &[62]);
+        }
+        driver.transport.prepare_save().unwrap();
+        let (mut driver, new) = restored(&driver, config());
+        assert_eq!(driver.take_used(TX_QUEUE), None);
+        assert!(driver.irq.read().is_err(), "there is nothing to tell yet");
+        driver.run();
+        assert_eq!(receive(&old), None);
+        for seed in 0..3 {
+            assert_eq!(receive(&new), Some(frame(50, seed)));
+            assert_eq!(driver.take_used(TX_QUEUE), Some((seed.into(), 0)));
+        }
+        assert_eq!(driver.take_used(TX_QUEUE), None);
+        assert!(driver.irq.read().is_ok(), "the driver hears of it");
+    }
+}
+
+#[test]
+fn a_driver_that_had_not_heard_of_its_frames_hears_of_them() {
+    for features in [0, EVENT_IDX] {
+        let (mut driver, network) = booted(config(), features);
+        transmit(&mut driver, &frame(50, 1), &[62]);
+        driver.run();
+        assert_eq!(receive(&network), Some(frame(50, 1)));
+        driver.transport.prepare_save().unwrap();
+        let (mut driver, new) = restored(&driver, config());
+        assert!(driver.irq.read().is_ok(), "before any event");
+        assert_eq!(driver.read(VIRTIO_MMIO_INTERRUPT_STATUS), 1);
+        assert_eq!(driver.take_used(TX_QUEUE), Some((0, 0)));
+        driver.write(VIRTIO_MMIO_INTERRUPT_ACK, 1);
+        driver.run();
+        assert_eq!(receive(&new), None, "it is not sent again");
+        // And the queue goes on, with an interrupt for the next frame.
+        transmit(&mut driver, &frame(60, 2), &[72]);
+        driver.run();
+        assert_eq!(receive(&new), Some(frame(60, 2)));
+        assert!(driver.irq.read().is_ok());
+    }
 }
 
 #[test]
