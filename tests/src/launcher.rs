@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fmt;
 use std::io::Read;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -118,6 +119,30 @@ pub fn command<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Comma
     let mut command = Command::new(path());
     command.args(arguments).env_remove("REAPVM_LOG");
     command
+}
+
+/// Lets `command` write no file beyond `bytes`: EFBIG, without the signal that would end it.
+pub fn limit_file_size(command: &mut Command, bytes: u64) {
+    let limit = move || {
+        let limit = libc::rlimit {
+            rlim_cur: bytes,
+            rlim_max: bytes,
+        };
+        // SAFETY: `signal` with SIG_IGN takes no pointer, `setrlimit` reads one `rlimit`, which is
+        // borrowed for the call.
+        let done = unsafe {
+            libc::signal(libc::SIGXFSZ, libc::SIG_IGN) != libc::SIG_ERR
+                && libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit) == 0
+        };
+        if done {
+            Ok(())
+        } else {
+            Err(std::io::Error::last_os_error())
+        }
+    };
+    // SAFETY: between fork and exec it makes two system calls and nothing else: it neither allocates
+    // nor takes a lock.
+    unsafe { command.pre_exec(limit) };
 }
 
 /// Runs the program with `arguments` to its end.

@@ -14,12 +14,18 @@ pub fn profile_dir() -> PathBuf {
     program.ancestors().nth(2).unwrap().to_owned()
 }
 
+/// Where scratch directories are made: `REAPVM_TEST_DIR`, or a folder beside the build.
+pub fn parent() -> PathBuf {
+    std::env::var_os("REAPVM_TEST_DIR")
+        .map_or_else(|| profile_dir().join("reapvm-tests"), PathBuf::from)
+}
+
 /// A new directory that is removed when it is dropped.
 ///
 /// # Panics
 /// If it cannot be made.
 pub fn dir() -> TempDir {
-    let parent = profile_dir().join("reapvm-tests");
+    let parent = parent();
     std::fs::create_dir_all(&parent).unwrap();
     tempfile::Builder::new()
         .prefix("t-")

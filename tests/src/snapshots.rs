@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -20,6 +20,9 @@ use crate::scratch;
 
 /// How long a boot or a response may take: a debug build on a busy host needs a few seconds.
 pub const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What is copied at once: the page's size, of which holes are made.
+const COPY_BYTES: usize = 4096;
 
 /// The input with the function's default sizes.
 pub fn input(seed: u64) -> Value {
@@ -65,7 +68,7 @@ pub fn shared(function: &str) -> PathBuf {
         return dir.clone();
     }
     // No destructor of a static runs: the next test program removes what this one has left.
-    let parent = scratch::profile_dir().join("reapvm-tests").join(format!(
+    let parent = scratch::parent().join(format!(
         "shared-{}",
         std::env::current_exe()
             .unwrap()
@@ -100,12 +103,27 @@ fn remove_leftovers(parent: &Path) {
 /// # Panics
 /// If it cannot be copied.
 pub fn copy(from: &Path, to: &Path) {
-    let status = Command::new("cp")
-        .args(["-r", "--sparse=always"])
-        .args([from, to])
-        .status()
-        .unwrap();
-    assert!(status.success());
+    std::fs::create_dir(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let (mut source, target) = (
+            File::open(entry.path()).unwrap(),
+            File::create_new(to.join(entry.file_name())).unwrap(),
+        );
+        let length = source.metadata().unwrap().len();
+        let mut block = vec![0; COPY_BYTES];
+        let mut offset = 0;
+        while offset < length {
+            let count = (length - offset).min(COPY_BYTES as u64) as usize;
+            let block = &mut block[..count];
+            source.read_exact(block).unwrap();
+            if block.iter().any(|&byte| byte != 0) {
+                target.write_all_at(block, offset).unwrap();
+            }
+            offset += count as u64;
+        }
+        target.set_len(length).unwrap();
+    }
 }
 
 /// Inverts the lowest bit of the byte at `offset` of `file`.

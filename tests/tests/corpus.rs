@@ -7,9 +7,13 @@ use reapvm_tests::fuzzed;
 use reapvm_tests::scratch;
 use reapvm_tests::watchdog::guarded;
 
+/// `REAPVM_TEST_CORPUS` says where the corpus is if not where the test was built.
 fn corpus(target: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("fuzz/corpus")
+    std::env::var_os("REAPVM_TEST_CORPUS")
+        .map_or_else(
+            || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus"),
+            PathBuf::from,
+        )
         .join(target)
 }
 

@@ -4,7 +4,6 @@
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::OnceLock;
 
 use reapvm::config::VmConfig;
@@ -355,18 +354,16 @@ fn a_merge_that_fails_leaves_everything_as_it_was() {
             refused(&chain.base, &["damaged", name]);
             snapshots::flip_bit(&path, middle);
         }
-        // No room: a limit on the size of files, which the shell does not let kill the program.
-        let ended = launcher::finish(launcher::start(
-            Command::new("sh")
-                .args(["-c", "trap '' XFSZ; ulimit -f 1000; exec \"$@\"", "sh"])
-                .arg(launcher::path())
-                .args(["snapshot", "merge", "--base"])
-                .arg(&chain.base)
-                .arg("--diff")
-                .arg(&diff)
-                .arg("-o")
-                .arg(&output),
-        ));
+        // No room: a limit on the size of files, which may not kill the program.
+        let mut command = launcher::command(["snapshot", "merge", "--base"]);
+        command
+            .arg(&chain.base)
+            .arg("--diff")
+            .arg(&diff)
+            .arg("-o")
+            .arg(&output);
+        launcher::limit_file_size(&mut command, 512_000);
+        let ended = launcher::finish(launcher::start(&mut command));
         ended.failure(&["no space left"]);
         assert_eq!(snapshots::open(&output).id(), before);
         assert_eq!(
