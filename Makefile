@@ -1,12 +1,22 @@
 # `make bench` and `make test` set up what is missing; `make help` names the rest.
 
-.PHONY: help setup build test linux-kernels linux-images test-linux test-python bench report-screenshots lint clean
+.PHONY: help setup build test linux-kernels linux-images test-linux test-linux-ci \
+	test-python bench report-screenshots lint clean
 CARGO ?= cargo
 BENCH_FLAGS ?=
 TARGET := x86_64-unknown-linux-gnu
-BINARY := target/$(TARGET)/release/reapvm
-# Names of jobs for test-linux, or how they begin; all if empty.
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+BINARY := $(TARGET_DIR)/$(TARGET)/release/reapvm
+NESTED := $(TARGET_DIR)/$(TARGET)/nested
+# Names of jobs for test-linux, or how they begin, separated by commas or spaces: what to run (all if
+# empty) and what to leave out.
 JOBS ?=
+SKIP ?=
+# The jobs that have passed each time, on a busy machine too.
+LINUX_CI_JOBS := boot-6.1 boot-6.12 bzimage network clock balloon-6.1 balloon-6.12 disk-6.1 disk-6.12 \
+	modes-6.1 modes-6.12 clones damage panic
+# Set when one of them needs the programs of the integration tests, which take long to build.
+INTEGRATION = $(if $(findstring integration,$(JOBS)),$(NESTED)/integration.json)
 # What bench-ladder starts.
 LADDER_FUNCTIONS ?= helloworld,json_serdes,rnn_serving
 
@@ -36,9 +46,15 @@ test-python: ## Test the Python functions and their server, outside of a guest
 	@./guest-images/linux/functions/run-tests
 
 test-linux: build linux-kernels ## Run stock Linux guests in a nested host (needs no KVM)
-	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --release --locked \
+	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --profile nested --locked \
 	    -p reapvm-nested -p reapvm-guest-init --target $(TARGET)
-	./target/$(TARGET)/release/reapvm-nested $(JOBS)
+	$(if $(INTEGRATION),RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) test --profile nested \
+	    --locked -p reapvm-tests --test '*' --target $(TARGET) --no-run \
+	    --message-format=json-render-diagnostics > $(INTEGRATION))
+	$(NESTED)/reapvm-nested $(JOBS) $(SKIP:%=--skip %) $(INTEGRATION:%=--integration %)
+
+test-linux-ci: ## The jobs of test-linux that CI runs
+	$(MAKE) test-linux JOBS="$(LINUX_CI_JOBS)"
 
 bench: build ## Boot, snapshot and cold-start the ten functions; print the table
 	./bin/reapvm bench --json bench-results/bench.json $(BENCH_FLAGS)

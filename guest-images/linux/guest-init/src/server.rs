@@ -94,12 +94,33 @@ mod tests {
                 b"{\"op\":\"memory_digest\",\"pages\":18446744073709551615,\"seed\":1}",
                 "pages",
             ),
+            (
+                b"{\"op\":\"sequence\",\"requests\":[{\"op\":\"sequence\",\"requests\":[]}]}",
+                "sequence",
+            ),
             (b"{\"op\":\"sleep\",\"ms\":18446744073709551615}", "ms"),
         ] {
             let reply = answer(line, &operations);
             assert_eq!(reply["ok"], false, "{reply}");
             assert!(reply["error"].as_str().unwrap().contains(needle), "{reply}");
         }
+    }
+
+    #[test]
+    fn a_sequence_gives_a_result_for_each_of_its_requests_or_the_first_error() {
+        let operations = Operations::default();
+        let echo = |value: u8| json!({"op": "echo", "value": value});
+        let ask = |requests: Value| {
+            let line = json!({"op": "sequence", "requests": requests}).to_string();
+            answer(line.as_bytes(), &operations)
+        };
+        assert_eq!(ask(json!([echo(1), echo(2)]))["result"], json!([1, 2]));
+        let refused = ask(json!([echo(1), {"op": "sleep", "ms": u64::MAX}]));
+        assert!(
+            refused["error"].as_str().unwrap().contains("ms"),
+            "{refused}"
+        );
+        assert_eq!(ask(Value::Array(vec![echo(1); 17]))["ok"], false);
     }
 
     #[test]

@@ -9,21 +9,24 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use reapvm_nested::host::disk::{self, Programs};
-use reapvm_nested::host::kernels;
-use reapvm_nested::host::qemu::{NestedHost, Outcome, QemuError};
-use reapvm_nested::nested::jobs::{JOBS, Job};
+use reapvm_nested::host::disk::{self, Extras, Programs};
+use reapvm_nested::host::qemu::{LIMIT, LIMIT_BY_HAND, NestedHost, Outcome, QemuError};
+use reapvm_nested::host::{kernels, programs, selection};
+use reapvm_nested::nested::jobs::{Job, Needs};
 
 /// The kernel of the nested host.
 const NESTED_HOST_KERNEL: &str = "6.12";
-/// How much of a failed job's console is shown.
-const LINES_SHOWN: usize = 80;
 
 /// Run reapvm with stock Linux guests in nested hosts that QEMU emulates
 #[derive(Parser)]
 struct Arguments {
-    /// The jobs to run, by name or the start of names [default: all]
+    /// The jobs to run, by name or the start of names, also separated by commas [default: all
+    /// that do not have to be named]
+    #[arg(value_delimiter = ',')]
     jobs: Vec<String>,
+    /// Jobs to leave out, by name or the start of names; may be repeated
+    #[arg(long, value_name = "JOBS", value_delimiter = ',')]
+    skip: Vec<String>,
     /// Name the jobs and end
     #[arg(long)]
     list: bool,
@@ -39,8 +42,14 @@ struct Arguments {
     /// The folder that build-images has filled [default: images in the folder of the kernels]
     #[arg(long, value_name = "DIR")]
     images: Option<PathBuf>,
+    /// What `cargo test --no-run --message-format=json` has said of the integration tests
+    #[arg(long, value_name = "FILE")]
+    integration: Option<PathBuf>,
+    /// The fuzz targets' corpus, for the integration tests
+    #[arg(long, value_name = "DIR", default_value = "tests/fuzz/corpus")]
+    corpus: PathBuf,
     /// Where disks are made and logs are kept
-    #[arg(long, value_name = "DIR", default_value = "target/nested")]
+    #[arg(long, value_name = "DIR", default_value = "target/nested-hosts")]
     folder: PathBuf,
 }
 
@@ -80,20 +89,31 @@ fn with_causes(error: &dyn Error) -> String {
 }
 
 fn run(arguments: &Arguments) -> Result<bool, Box<dyn Error>> {
-    let jobs = selected(&arguments.jobs)?;
+    let jobs = selection::select(&arguments.jobs, &arguments.skip)?;
     if arguments.list {
         for job in jobs {
-            println!("{:<24}{}", job.name, job.about);
+            let by_hand = if job.by_hand {
+                " (only when named)"
+            } else {
+                ""
+            };
+            println!("{:<24}{}{by_hand}", job.name, job.about);
         }
         return Ok(true);
     }
-    let host = prepare(arguments)?;
+    let (host, extras) = prepare(arguments)?;
     let (jobs, not_run): (Vec<_>, Vec<_>) = jobs
         .into_iter()
-        .partition(|job| host.rootfs.is_some() || !job.needs_rootfs);
-    if !not_run.is_empty() && !arguments.jobs.is_empty() {
-        return Err("there is no root file system for these jobs: make linux-images".into());
+        .partition(|job| missing(job.needs, &extras).is_none());
+    // What was asked for by its whole name and cannot be done is an error.
+    if let Some(job) = not_run
+        .iter()
+        .find(|job| arguments.jobs.iter().any(|name| name == job.name))
+        && let Some(what) = missing(job.needs, &extras)
+    {
+        return Err(format!("{} cannot run: there is no {what}", job.name).into());
     }
+    let start = Instant::now();
     let queue: Mutex<VecDeque<&'static Job>> = Mutex::new(jobs.into());
     let reports = Mutex::new(Vec::new());
     let parallel = usize::from(arguments.parallel);
@@ -123,16 +143,9 @@ fn run(arguments: &Arguments) -> Result<bool, Box<dyn Error>> {
         .map(|report| report.job.name)
         .collect();
     for job in not_run {
-        println!(
-            "{:<24}not run: there is no root file system (make linux-images)",
-            job.name
-        );
+        let what = missing(job.needs, &extras).unwrap_or_default();
+        println!("{:<24}not run: there is no {what}", job.name);
     }
-    println!(
-        "\n{} of {} jobs passed",
-        reports.len() - failed.len(),
-        reports.len()
-    );
     if !failed.is_empty() {
         println!(
             "failed: {}; logs in {}",
@@ -140,21 +153,29 @@ fn run(arguments: &Arguments) -> Result<bool, Box<dyn Error>> {
             host.folder.display()
         );
     }
+    println!("all jobs took {:.0} s", start.elapsed().as_secs_f64());
+    println!(
+        "{} passed, {} failed",
+        reports.len() - failed.len(),
+        failed.len()
+    );
     Ok(failed.is_empty())
 }
 
-fn selected(names: &[String]) -> Result<Vec<&'static Job>, Box<dyn Error>> {
-    for name in names {
-        if !JOBS.iter().any(|job| job.name.starts_with(name.as_str())) {
-            return Err(format!("there is no job '{name}'; --list names them").into());
+/// What a job needs and is not there, with the remedy.
+fn missing(needs: Needs, extras: &Extras) -> Option<&'static str> {
+    match needs {
+        Needs::Rootfs if extras.images.is_none() => {
+            Some("root file system of the Python functions: make linux-images")
         }
+        Needs::SmallKernel if extras.small_kernel.is_none() => {
+            Some("small kernel: make linux-images")
+        }
+        Needs::IntegrationPrograms if extras.integration.is_empty() => Some(
+            "list of the integration tests' programs: say --integration, as make test-linux does",
+        ),
+        _ => None,
     }
-    Ok(JOBS
-        .iter()
-        .filter(|job| {
-            names.is_empty() || names.iter().any(|name| job.name.starts_with(name.as_str()))
-        })
-        .collect())
 }
 
 /// A program that was built together with this one.
@@ -175,7 +196,7 @@ fn default_kernel_folder() -> Result<PathBuf, Box<dyn Error>> {
     Ok(cache.join("reapvm/linux"))
 }
 
-fn prepare(arguments: &Arguments) -> Result<NestedHost, Box<dyn Error>> {
+fn prepare(arguments: &Arguments) -> Result<(NestedHost, Extras), Box<dyn Error>> {
     let kernel_folder = match &arguments.kernels {
         Some(folder) => folder.clone(),
         None => default_kernel_folder()?,
@@ -185,11 +206,20 @@ fn prepare(arguments: &Arguments) -> Result<NestedHost, Box<dyn Error>> {
         .iter()
         .find(|kernel| kernel.series == NESTED_HOST_KERNEL)
         .ok_or_else(|| format!("there is no kernel {NESTED_HOST_KERNEL} for the nested host"))?;
-    let images = match &arguments.images {
-        Some(folder) => Some(folder.clone()),
-        None => {
-            Some(kernel_folder.join("images")).filter(|folder| folder.join("rootfs.ext4").exists())
-        }
+    let images = arguments
+        .images
+        .clone()
+        .unwrap_or_else(|| kernel_folder.join("images"));
+    let integration = match &arguments.integration {
+        Some(file) => programs::read(file)?,
+        None => Vec::new(),
+    };
+    let extras = Extras {
+        small_kernel: Some(images.join("kernel"))
+            .filter(|folder| folder.join("vmlinux").exists() && folder.join("vmlinuz").exists()),
+        images: Some(images).filter(|folder| folder.join("rootfs.ext4").exists()),
+        corpus: (!integration.is_empty()).then(|| arguments.corpus.clone()),
+        integration,
     };
     let programs = Programs {
         reapvm: arguments.reapvm.clone(),
@@ -198,21 +228,28 @@ fn prepare(arguments: &Arguments) -> Result<NestedHost, Box<dyn Error>> {
     };
     std::fs::create_dir_all(&arguments.folder)?;
     let folder = arguments.folder.canonicalize()?;
-    Ok(NestedHost {
+    let host = NestedHost {
         kernel: kernel.folder.join("vmlinuz"),
         initrd: disk::nested_host_initrd(kernel, &programs, &folder)?,
-        job_disk: disk::job_disk(&kernels, &programs, images.as_deref(), &folder)?,
-        rootfs: images.map(|folder| folder.join("rootfs.ext4")),
+        job_disk: disk::job_disk(&kernels, &programs, &extras, &folder)?,
+        rootfs: extras
+            .images
+            .as_ref()
+            .map(|images| images.join("rootfs.ext4")),
         folder,
-    })
+    };
+    Ok((host, extras))
 }
 
 fn run_job(host: &NestedHost, job: &'static Job) -> Report {
     let start = Instant::now();
+    let limit = if job.by_hand { LIMIT_BY_HAND } else { LIMIT };
     let mut runs = 0;
     loop {
         runs += 1;
-        let result = host.run(job.name, |message| println!("[{}] {message}", job.name));
+        let result = host.run(job.name, limit, |message| {
+            println!("[{}] {message}", job.name);
+        });
         if runs == 1 && result.as_ref().is_ok_and(Outcome::may_be_repeated) {
             println!(
                 "[{}] the nested host did not come through; once more",
@@ -251,10 +288,10 @@ fn say_end(host: &NestedHost, report: &Report) {
     if !report.passed()
         && let Ok(log) = std::fs::read(host.log_path(report.job.name))
     {
-        let log = String::from_utf8_lossy(&log);
-        let lines: Vec<&str> = log.lines().collect();
-        for line in &lines[lines.len().saturating_sub(LINES_SHOWN)..] {
+        println!("--- the console of {}", report.job.name);
+        for line in String::from_utf8_lossy(&log).lines() {
             println!("    {line}");
         }
+        println!("--- end of the console of {}", report.job.name);
     }
 }

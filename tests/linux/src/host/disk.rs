@@ -10,6 +10,8 @@ use super::initrd;
 use super::kernels::Kernel;
 use super::modules::{self, ModulesError};
 use super::tools::{self, ToolError};
+use crate::nested::vm::SMALL_KERNEL;
+use crate::nested::{CORPUS_FOLDER, INTEGRATION_FOLDER};
 
 /// The modules of a Linux guest.
 const GUEST_MODULES: [&str; 6] = [
@@ -69,6 +71,20 @@ fn copy(from: &Path, to: &Path) -> Result<(), DiskError> {
     fs::copy(from, to).map(|_| ()).map_err(error(from))
 }
 
+fn copy_tree(from: &Path, to: &Path) -> Result<(), DiskError> {
+    fs::create_dir(to).map_err(error(to))?;
+    for entry in fs::read_dir(from).map_err(error(from))? {
+        let entry = entry.map_err(error(from))?;
+        let (source, target) = (entry.path(), to.join(entry.file_name()));
+        if source.is_dir() {
+            copy_tree(&source, &target)?;
+        } else {
+            copy(&source, &target)?;
+        }
+    }
+    Ok(())
+}
+
 /// The initial RAM disk of the nested host, whose kernel is `kernel`, as a file in `folder`.
 ///
 /// # Errors
@@ -85,15 +101,28 @@ pub fn nested_host_initrd(
     Ok(path)
 }
 
-/// The disk that all jobs read: reapvm, and of each kernel vmlinux, vmlinuz and an initrd. From
-/// `images`, where the Linux images were built, comes an initrd that mounts a root file system.
+/// What a job disk holds besides the programs and Debian's kernels, as far as it is there.
+#[derive(Clone, Debug, Default)]
+pub struct Extras {
+    /// Where the Linux images were built: of there is an initrd that mounts a root file system, for
+    /// each of Debian's kernels.
+    pub images: Option<PathBuf>,
+    /// A folder with `vmlinux` and `vmlinuz` of the small kernel.
+    pub small_kernel: Option<PathBuf>,
+    /// The programs of the integration tests, by the names of the tests.
+    pub integration: Vec<(String, PathBuf)>,
+    /// The fuzz targets' corpus, which one of those reads.
+    pub corpus: Option<PathBuf>,
+}
+
+/// The disk that all jobs read: reapvm, and of each kernel vmlinux, vmlinuz and an initrd.
 ///
 /// # Errors
 /// See [`DiskError`].
 pub fn job_disk(
     kernels: &[Kernel],
     programs: &Programs,
-    images: Option<&Path>,
+    extras: &Extras,
     folder: &Path,
 ) -> Result<PathBuf, DiskError> {
     let tree = folder.join("job-disk");
@@ -112,13 +141,31 @@ pub fn job_disk(
         let modules = modules::collect(&module_folder(kernel), &GUEST_MODULES)?;
         let initrd = at.join("initrd");
         fs::write(&initrd, initrd::build(&init, &modules)).map_err(error(&initrd))?;
-        if let Some(images) = images {
+        if let Some(images) = &extras.images {
             let of_images = images.join(format!("initrd-{}", kernel.series));
             copy(&of_images, &at.join("initrd-root"))?;
         }
     }
+    if let Some(small_kernel) = &extras.small_kernel {
+        let at = tree.join(SMALL_KERNEL);
+        fs::create_dir(&at).map_err(error(&at))?;
+        for name in ["vmlinux", "vmlinuz"] {
+            copy(&small_kernel.join(name), &at.join(name))?;
+        }
+        // It has everything built in.
+        let initrd = at.join("initrd");
+        fs::write(&initrd, initrd::build(&init, &[])).map_err(error(&initrd))?;
+    }
+    let integration = tree.join(INTEGRATION_FOLDER);
+    fs::create_dir(&integration).map_err(error(&integration))?;
+    for (name, program) in &extras.integration {
+        copy(program, &integration.join(name))?;
+    }
+    if let Some(corpus) = &extras.corpus {
+        copy_tree(corpus, &integration.join(CORPUS_FOLDER))?;
+    }
     let image = folder.join("job-disk.ext4");
-    make_file_system(&image, 512 << 20, Some(&tree))?;
+    make_file_system(&image, 1 << 30, Some(&tree))?;
     fs::remove_dir_all(&tree).map_err(error(&tree))?;
     Ok(image)
 }

@@ -4,5 +4,7 @@ pub mod disk;
 pub mod initrd;
 pub mod kernels;
 pub mod modules;
+pub mod programs;
 pub mod qemu;
+pub mod selection;
 pub mod tools;

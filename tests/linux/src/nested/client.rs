@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 use reapvm_guest_init::protocol::{PORT, Request};
 use serde_json::Value;
 
+use super::PATIENCE;
+
 /// How long an answer may take.
-const TIMEOUT: Duration = Duration::from_secs(40);
+const TIMEOUT: Duration = PATIENCE;
 
 /// A connection to the guest's program.
 pub struct Client(BufReader<UnixStream>);

@@ -8,6 +8,7 @@
 pub mod client;
 pub mod console;
 pub mod jobs;
+pub mod kernel_log;
 pub mod ping;
 pub mod reapvm;
 pub mod snapshot;
@@ -18,6 +19,7 @@ use std::error::Error;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use reapvm_guest_init::{filesystems, interface, kernel_modules};
 use rustix::mount::MountFlags;
@@ -27,8 +29,16 @@ use crate::verdict;
 
 /// Where the disk of the jobs is mounted.
 pub const JOB_FOLDER: &str = "/job";
+/// The folder, in that of the jobs, with the programs of the integration tests.
+pub const INTEGRATION_FOLDER: &str = "integration";
+/// The folder, in that of those programs, with the fuzz targets' corpus.
+pub const CORPUS_FOLDER: &str = "fuzz-corpus";
 /// Where an empty disk is mounted.
 pub const SCRATCH_FOLDER: &str = "/scratch";
+
+/// How long a guest may take to boot, and anything else to happen that a job waits for. Far more than
+/// is needed where the machine is idle: that of the nested host may be shared.
+pub const PATIENCE: Duration = Duration::from_secs(240);
 
 /// The disk with the root file system of the Python functions, where there is one.
 pub const ROOTFS_DEVICE: &str = "/dev/vdc";

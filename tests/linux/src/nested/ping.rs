@@ -5,10 +5,11 @@ use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use super::PATIENCE;
+
 const ECHO_REQUEST: u8 = 8;
 const ECHO_REPLY: u8 = 0;
 const IDENTIFIER: u16 = 0x7265;
-const TIMEOUT: Duration = Duration::from_secs(20);
 const PAYLOAD: &[u8] = b"what is sent has to come back";
 
 /// The checksum of RFC 1071.
@@ -51,7 +52,7 @@ pub fn ping(address: Ipv4Addr, count: u16) {
     connect(&socket, address);
     for sequence in 0..count {
         let reply = message(ECHO_REPLY, sequence);
-        let deadline = Instant::now() + TIMEOUT;
+        let deadline = Instant::now() + PATIENCE;
         socket.send(&message(ECHO_REQUEST, sequence)).unwrap();
         loop {
             let mut packet = [0; 2048];

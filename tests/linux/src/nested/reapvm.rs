@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::JOB_FOLDER;
 use super::console::Console;
+use super::{JOB_FOLDER, PATIENCE};
 
-/// How long one run may take.
-const LIMIT: Duration = Duration::from_secs(90);
+/// How long one run may take: it may boot a guest and ask it.
+const LIMIT: Duration = PATIENCE.saturating_mul(2);
 
 /// A command that runs reapvm.
 pub fn command() -> Command {

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use reapvm_guest_init::protocol::{PORT, Request};
 use serde_json::Value;
 
-use super::reapvm;
 use super::vm::{CMDLINE, Image, initrd, kernel, scratch};
+use super::{PATIENCE, reapvm};
 
 /// The restore modes, in an order in which each can run: what `prefetch` needs, `record` makes.
 pub const MODES: [&str; 5] = ["copy", "file", "ondemand", "record", "prefetch"];
@@ -23,7 +23,10 @@ pub fn create(series: &str, more: &[&str], warm_up: &Request) -> PathBuf {
     let mut arguments: Vec<OsString> = ["snapshot", "create", "--kernel"].map(Into::into).into();
     arguments.push(kernel(series, Image::Vmlinux).into());
     arguments.extend(["--initrd".into(), initrd(series).into()]);
+    let timeout = PATIENCE.as_secs().to_string();
     let texts = [
+        "--timeout",
+        &timeout,
         "--cmdline",
         CMDLINE,
         "--wait-for",
@@ -52,7 +55,16 @@ pub fn create(series: &str, more: &[&str], warm_up: &Request) -> PathBuf {
 pub fn invoke(snapshot: &Path, mode: &str, request: &Request) -> Value {
     let request = serde_json::to_string(request).unwrap();
     let mut arguments: Vec<OsString> = vec!["invoke".into(), snapshot.into()];
-    let texts = ["--memory", mode, "--input", &request, "--json"];
+    let timeout = PATIENCE.as_secs().to_string();
+    let texts = [
+        "--memory",
+        mode,
+        "--input",
+        &request,
+        "--json",
+        "--timeout",
+        &timeout,
+    ];
     arguments.extend(texts.map(Into::into));
     let report = reapvm::run(arguments).json();
     assert_eq!(report["mode"], mode, "{report}");

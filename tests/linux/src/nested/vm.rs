@@ -10,10 +10,8 @@ use serde_json::Value;
 
 use super::client::Client;
 use super::console::Console;
-use super::{JOB_FOLDER, SCRATCH_FOLDER, reapvm, say};
+use super::{JOB_FOLDER, PATIENCE, SCRATCH_FOLDER, reapvm, say};
 
-/// How long a guest may take to boot.
-const BOOT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Kernel parameters of every guest. Each byte on its console is an exit: hence `quiet`. QEMU 7.2
 /// does not intercept XSETBV, so that KVM goes on with the XCR0 of reset and reports a size of the
 /// XSAVE area that is not the guest's: hence `noxsave`, which a kernel else does by itself, with a
@@ -41,6 +39,9 @@ pub enum Image {
     /// The bzImage as Debian ships it.
     Vmlinuz,
 }
+
+/// The folder of the project's own kernel, beside those of Debian's kernels.
+pub const SMALL_KERNEL: &str = "small";
 
 /// The path of a kernel's image.
 pub fn kernel(series: &str, image: Image) -> PathBuf {
@@ -125,7 +126,7 @@ impl Vm {
     /// If it does not say so.
     pub fn boot(series: &str, image: Image, more: &[&str]) -> Self {
         let vm = Self::start(series, image, CMDLINE, more);
-        if !vm.console.wait_for_line(BOOT_TIMEOUT, READY_LINE) {
+        if !vm.console.wait_for_line(PATIENCE, READY_LINE) {
             vm.fail("the guest did not get ready");
         }
         vm
@@ -136,7 +137,7 @@ impl Vm {
     /// # Panics
     /// If it does not in time.
     pub fn wait_for_console(&self, what: &str, found: impl Fn(&str) -> bool) {
-        if !self.console.wait(BOOT_TIMEOUT, found) {
+        if !self.console.wait(PATIENCE, found) {
             self.fail(&format!("the console does not say {what}"));
         }
     }
@@ -187,7 +188,7 @@ impl Vm {
     /// # Panics
     /// If it does not end in time.
     pub fn wait_for_end(mut self) -> Option<i32> {
-        let deadline = std::time::Instant::now() + BOOT_TIMEOUT;
+        let deadline = std::time::Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status.code();

@@ -7,7 +7,7 @@ mod system;
 
 use std::io;
 
-use reapvm_guest_init::protocol::Request;
+use reapvm_guest_init::protocol::{MAX_SEQUENCE, Request};
 use serde_json::Value;
 use thiserror::Error;
 
@@ -48,9 +48,24 @@ pub(crate) struct Operations {
 }
 
 impl Operations {
+    fn sequence(&self, requests: Vec<Request>) -> Result<Value> {
+        let nested = |request: &Request| matches!(request, Request::Sequence { .. });
+        if requests.len() > MAX_SEQUENCE || requests.iter().any(nested) {
+            return Err(OperationError::Refused(format!(
+                "a sequence has at most {MAX_SEQUENCE} requests, none of them a sequence"
+            )));
+        }
+        let results: Result<Vec<Value>> = requests
+            .into_iter()
+            .map(|request| self.perform(request))
+            .collect();
+        results.map(Value::Array)
+    }
+
     /// Does what is asked for and returns the result.
     pub(crate) fn perform(&self, request: Request) -> Result<Value> {
         match request {
+            Request::Sequence { requests } => self.sequence(requests),
             Request::Echo { value } => Ok(value),
             Request::Clock {} => system::clock(),
             Request::Sleep { ms } => system::sleep(ms),
@@ -60,6 +75,7 @@ impl Operations {
             Request::Panic {} => system::panic(),
             Request::Reboot {} => reset(),
             Request::Memory {} => memory::info(),
+            Request::MemoryShrunk { total_kib } => memory::shrunk(total_kib),
             Request::MemoryDigest { pages, seed } => self.memory.digest(pages, seed),
             Request::BlockInfo {} => block::info(),
             Request::BlockDigest { offset, bytes } => block::digest(offset, bytes),
@@ -79,6 +95,7 @@ impl Operations {
                 prefix_bits,
             } => network::up(address, prefix_bits),
             Request::NetInfo {} => network::info(),
+            Request::NetBroadcast { to, datagrams } => network::broadcast(to, datagrams),
             Request::HttpGet { server, path } => network::get(server, &path),
             Request::HttpServe { port, bytes, seed } => network::serve(port, bytes, seed),
         }

@@ -1,5 +1,6 @@
 //! The kernel, its clocks and its processors.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -70,7 +71,23 @@ pub(super) fn cpus() -> Result<Value> {
             .map_err(cannot("run a thread on a CPU"))?;
         ran.push(on);
     }
-    Ok(json!({"online": ran.len(), "ran_on": ran}))
+    let (mut packages, mut cores) = (BTreeSet::new(), BTreeSet::new());
+    for cpu in &ran {
+        let id = |name: &str| {
+            fs::read_to_string(format!("/sys/devices/system/cpu/cpu{cpu}/topology/{name}"))
+                .map(|text| text.trim().to_owned())
+                .map_err(cannot("read the topology of a CPU"))
+        };
+        let package = id("physical_package_id")?;
+        cores.insert((package.clone(), id("core_id")?));
+        packages.insert(package);
+    }
+    Ok(json!({
+        "online": ran.len(),
+        "ran_on": ran,
+        "packages": packages.len(),
+        "cores": cores.len(),
+    }))
 }
 
 /// The numbers in a list such as `0-2,5`.

@@ -6,12 +6,11 @@ use reapvm_guest_init::protocol::Request;
 use serde_json::Value;
 
 use crate::nested::vm::{Image, Vm};
-use crate::nested::{say, snapshot};
+use crate::nested::{PATIENCE, say, snapshot};
 
 const BALLOON_KIB: u64 = 64 << 10;
 /// Where the guest's own accounts may differ from one boot to the next.
 const TOLERANCE_KIB: u64 = 2048;
-const TIMEOUT: Duration = Duration::from_secs(30);
 
 fn total_kib(memory: &Value) -> u64 {
     memory["MemTotal"].as_u64().unwrap()
@@ -23,7 +22,7 @@ pub(super) fn inflated(series: &str) -> u64 {
     let vm = Vm::boot(series, Image::Vmlinux, &["--balloon", "64M"]);
     // Each page that the guest gives to the balloon leaves its total.
     let wanted = without - BALLOON_KIB;
-    let deadline = Instant::now() + TIMEOUT;
+    let deadline = Instant::now() + PATIENCE;
     loop {
         let total = total_kib(&vm.ask(&Request::Memory {}));
         if total.abs_diff(wanted) < TOLERANCE_KIB {
@@ -45,7 +44,9 @@ pub(super) fn inflated(series: &str) -> u64 {
 /// The balloon stays as it is, whatever mode memory comes back by, and memory is usable.
 pub(super) fn restored(series: &str) {
     let wanted = inflated(series);
-    let wait = Request::Sleep { ms: 5000 };
+    let wait = Request::MemoryShrunk {
+        total_kib: wanted + TOLERANCE_KIB / 2,
+    };
     let snapshot = snapshot::create(series, &["--balloon", "64M"], &wait);
     for mode in snapshot::MODES {
         let report = snapshot::invoke(&snapshot, mode, &Request::Memory {});

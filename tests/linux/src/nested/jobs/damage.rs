@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use reapvm_guest_init::protocol::Request;
 
-use crate::nested::{reapvm, say, snapshot};
+use crate::nested::{PATIENCE, reapvm, say, snapshot};
 
 const PAGE_BYTES: usize = 4096;
 
@@ -34,7 +34,17 @@ pub(super) fn run(series: &str) {
     for mode in ["copy", "ondemand", "record"] {
         let dir = snapshot.to_str().unwrap();
         let input = serde_json::to_string(&request).unwrap();
-        let ended = reapvm::run(["invoke", dir, "--memory", mode, "--input", &input]);
+        let timeout = PATIENCE.as_secs().to_string();
+        let ended = reapvm::run([
+            "invoke",
+            dir,
+            "--memory",
+            mode,
+            "--input",
+            &input,
+            "--timeout",
+            &timeout,
+        ]);
         assert_eq!(ended.code, Some(1), "{mode}: {ended:?}");
         assert!(ended.stderr.starts_with("error: "), "{mode}: {ended:?}");
         assert!(ended.stderr.contains("damaged"), "{mode}: {ended:?}");

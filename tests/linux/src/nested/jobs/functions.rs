@@ -11,7 +11,7 @@ use reapvm_snapshot::Snapshot;
 use serde_json::{Value, json};
 
 use crate::nested::vm::{CMDLINE, Image, Vm, kernel, scratch};
-use crate::nested::{JOB_FOLDER, ROOTFS_DEVICE, reapvm, say};
+use crate::nested::{JOB_FOLDER, PATIENCE, ROOTFS_DEVICE, reapvm, say};
 
 /// Debian's kernel that runs them.
 const SERIES: &str = "6.12";
@@ -64,7 +64,7 @@ fn create(function: &str) -> PathBuf {
         ("--vsock-cid", "3"),
         ("--wait-for", "vsock:5000"),
         ("--warm-up", &warm_up),
-        ("--timeout", "80"),
+        ("--timeout", &PATIENCE.as_secs().to_string()),
     ] {
         arguments.extend([option.into(), value.into()]);
     }
@@ -76,13 +76,14 @@ fn create(function: &str) -> PathBuf {
 fn invoke(snapshot: &Path, mode: &str, seed: u64) -> Value {
     let mut arguments: Vec<OsString> = vec!["invoke".into(), snapshot.into()];
     let input = input(seed).to_string();
+    let timeout = PATIENCE.as_secs().to_string();
     let texts = [
         "--memory",
         mode,
         "--input",
         &input,
         "--timeout",
-        "60",
+        &timeout,
         "--json",
     ];
     arguments.extend(texts.map(Into::into));

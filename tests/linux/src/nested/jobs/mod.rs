@@ -1,17 +1,32 @@
 //! The jobs: each runs in a nested host of its own.
 
 mod balloon;
+mod big_memory;
 mod boot;
 mod clock;
 mod clones;
 mod damage;
 mod disk;
 mod functions;
+mod integration;
 mod modes;
 mod network;
 
 use super::say;
-use super::vm::Image;
+use super::vm::{Image, SMALL_KERNEL};
+
+/// What a job needs beyond what `make test-linux` always has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Needs {
+    /// Nothing.
+    Nothing,
+    /// The root file system with the Python functions.
+    Rootfs,
+    /// The small kernel.
+    SmallKernel,
+    /// The programs of the integration tests.
+    IntegrationPrograms,
+}
 
 /// A job.
 pub struct Job {
@@ -19,169 +34,277 @@ pub struct Job {
     pub name: &'static str,
     /// What it shows.
     pub about: &'static str,
-    /// Whether it needs the root file system with the Python functions.
-    pub needs_rootfs: bool,
+    /// What it needs.
+    pub needs: Needs,
+    /// Whether it runs only when it is named: it takes long in software emulation.
+    pub by_hand: bool,
     /// Panics where something is wrong.
     run: fn(),
 }
 
+const fn job(name: &'static str, about: &'static str, run: fn()) -> Job {
+    Job {
+        name,
+        about,
+        needs: Needs::Nothing,
+        by_hand: false,
+        run,
+    }
+}
+
+impl Job {
+    const fn needing(mut self, needs: Needs) -> Self {
+        self.needs = needs;
+        self
+    }
+
+    const fn by_hand(mut self) -> Self {
+        self.by_hand = true;
+        self
+    }
+}
+
 /// All jobs: those that take longest first, so that none of them is left alone at the end.
 pub const JOBS: &[Job] = &[
-    Job {
-        name: "boot-6.1",
-        about: "vmlinux 6.1 with 1, 2 and 4 vCPUs",
-        needs_rootfs: false,
-        run: || boot::run("6.1", Image::Vmlinux, &[1, 2, 4]),
-    },
-    Job {
-        name: "boot-6.12",
-        about: "vmlinux 6.12 with 1, 2 and 4 vCPUs",
-        needs_rootfs: false,
-        run: || boot::run("6.12", Image::Vmlinux, &[1, 2, 4]),
-    },
-    Job {
-        name: "bzimage",
-        about: "Debian's own vmlinuz, 6.1 and 6.12, with 2 vCPUs",
-        needs_rootfs: false,
-        run: || {
+    job("boot-6.1", "vmlinux 6.1 with 1, 2 and 4 vCPUs", || {
+        boot::run("6.1", Image::Vmlinux, &[1, 2, 4])
+    }),
+    job("boot-6.12", "vmlinux 6.12 with 1, 2 and 4 vCPUs", || {
+        boot::run("6.12", Image::Vmlinux, &[1, 2, 4])
+    }),
+    job(
+        "vcpus-32",
+        "vmlinux 6.12 with 32 vCPUs: as many as there can be",
+        || boot::run("6.12", Image::Vmlinux, &[32]),
+    ),
+    job(
+        "big-memory",
+        "6.12 with memory above the 32-bit hole, restored on demand",
+        || big_memory::run("6.12"),
+    ),
+    job(
+        "bzimage",
+        "Debian's own vmlinuz, 6.1 and 6.12, with 2 vCPUs",
+        || {
             boot::run("6.1", Image::Vmlinuz, &[2]);
             boot::run("6.12", Image::Vmlinuz, &[2]);
         },
-    },
-    Job {
-        name: "modes-6.1",
-        about: "6.1: every restore mode gives the same answer, record then prefetch",
-        needs_rootfs: false,
-        run: || modes::run("6.1", 1),
-    },
-    Job {
-        name: "modes-6.12",
-        about: "6.12 with 2 vCPUs: every restore mode gives the same answer, record then prefetch",
-        needs_rootfs: false,
-        run: || modes::run("6.12", 2),
-    },
-    Job {
-        name: "clock",
-        about: "wall clock, monotonic clock and timers after a pause and a restore, 6.1 and 6.12",
-        needs_rootfs: false,
-        run: clock::run,
-    },
-    Job {
-        name: "clones",
-        about: "clones of one snapshot draw different random bytes",
-        needs_rootfs: false,
-        run: || clones::run("6.12"),
-    },
-    Job {
-        name: "disk-6.1",
-        about: "6.1: a disk through a snapshot taken while it is written, restored on demand",
-        needs_rootfs: false,
-        run: || disk::written_through_a_snapshot("6.1", "ondemand"),
-    },
-    Job {
-        name: "disk-6.12",
-        about: "6.12: the same, restored by file, and a read-only disk",
-        needs_rootfs: false,
-        run: || {
+    ),
+    job(
+        "network",
+        "ping and HTTP over a tap, before and after a restore",
+        network::run,
+    ),
+    job(
+        "network-in-flight",
+        "6.12: frames on their way at the snapshot are sent once, and the driver hears of them",
+        || network::saved_while_it_sends("6.12"),
+    ),
+    job(
+        "clock",
+        "wall clock, monotonic clock and timers after a pause and a restore, 6.1 and 6.12",
+        clock::run,
+    ),
+    job(
+        "balloon-6.12",
+        "6.12: a balloon takes memory from a guest, and stays inflated through every restore mode",
+        || balloon::restored("6.12"),
+    ),
+    job(
+        "disk-6.1",
+        "6.1: a disk through a snapshot taken while it is written, restored on demand",
+        || disk::written_through_a_snapshot("6.1", "ondemand"),
+    ),
+    job(
+        "disk-6.12",
+        "6.12: the same, restored by file, and a read-only disk",
+        || {
             disk::read_only("6.12");
             disk::written_through_a_snapshot("6.12", "file");
         },
-    },
-    Job {
-        name: "network",
-        about: "ping and HTTP over a tap, before and after a restore",
-        needs_rootfs: false,
-        run: network::run,
-    },
-    Job {
-        name: "balloon-6.1",
-        about: "6.1: a balloon takes memory from a guest",
-        needs_rootfs: false,
-        run: || {
+    ),
+    job(
+        "modes-6.1",
+        "6.1: every restore mode gives the same answer, record then prefetch",
+        || modes::run("6.1", 1),
+    ),
+    job(
+        "modes-6.12",
+        "6.12 with 2 vCPUs: every restore mode gives the same answer, record then prefetch",
+        || modes::run("6.12", 2),
+    ),
+    job(
+        "small-kernel",
+        "the project's own kernel, as vmlinux and as bzImage, and by every restore mode",
+        || {
+            boot::run(SMALL_KERNEL, Image::Vmlinux, &[1]);
+            boot::run(SMALL_KERNEL, Image::Vmlinuz, &[2]);
+            modes::run(SMALL_KERNEL, 2);
+        },
+    )
+    .needing(Needs::SmallKernel),
+    job(
+        "clones",
+        "clones of one snapshot draw different random bytes",
+        || clones::run("6.12"),
+    ),
+    job(
+        "balloon-6.1",
+        "6.1: a balloon takes memory from a guest",
+        || {
             balloon::inflated("6.1");
         },
-    },
-    Job {
-        name: "balloon-6.12",
-        about: "6.12: the same, and it stays inflated through a restore by every mode",
-        needs_rootfs: false,
-        run: || balloon::restored("6.12"),
-    },
-    Job {
-        name: "function-helloworld",
-        about: "helloworld in Python: recorded with one input, prefetched for another",
-        needs_rootfs: true,
-        run: || functions::run("helloworld"),
-    },
-    Job {
-        name: "function-chameleon",
-        about: "chameleon in Python: recorded with one input, prefetched for another",
-        needs_rootfs: true,
-        run: || functions::run("chameleon"),
-    },
-    Job {
-        name: "function-pyaes",
-        about: "pyaes in Python: recorded with one input, prefetched for another",
-        needs_rootfs: true,
-        run: || functions::run("pyaes"),
-    },
-    Job {
-        name: "function-image_rotate",
-        about: "image_rotate in Python: recorded with one input, prefetched for another",
-        needs_rootfs: true,
-        run: || functions::run("image_rotate"),
-    },
-    Job {
-        name: "function-json_serdes",
-        about: "json_serdes in Python: recorded with one input, prefetched for another",
-        needs_rootfs: true,
-        run: || functions::run("json_serdes"),
-    },
-    Job {
-        name: "function-lr_serving",
-        about: "lr_serving in Python: recorded with one input, prefetched for another",
-        needs_rootfs: true,
-        run: || functions::run("lr_serving"),
-    },
-    Job {
-        name: "function-cnn_serving",
-        about: "cnn_serving in Python: recorded with one input, prefetched for another",
-        needs_rootfs: true,
-        run: || functions::run("cnn_serving"),
-    },
-    Job {
-        name: "function-rnn_serving",
-        about: "rnn_serving in Python: recorded with one input, prefetched for another",
-        needs_rootfs: true,
-        run: || functions::run("rnn_serving"),
-    },
-    Job {
-        name: "function-lr_training",
-        about: "lr_training in Python: recorded with one input, prefetched for another",
-        needs_rootfs: true,
-        run: || functions::run("lr_training"),
-    },
-    Job {
-        name: "function-video_processing",
-        about: "video_processing in Python: recorded with one input, prefetched for another",
-        needs_rootfs: true,
-        run: || functions::run("video_processing"),
-    },
-    Job {
-        name: "damage",
-        about: "a damaged snapshot ends in an error, also where KVM meets the damage first",
-        needs_rootfs: false,
-        run: || damage::run("6.12"),
-    },
-    Job {
-        name: "panic",
-        about: "a guest whose kernel panics is reset and reapvm ends, 6.1 and 6.12",
-        needs_rootfs: false,
-        run: || {
+    ),
+    job(
+        "function-helloworld",
+        "helloworld in Python: recorded with one input, prefetched for another",
+        || functions::run("helloworld"),
+    )
+    .needing(Needs::Rootfs),
+    job(
+        "function-chameleon",
+        "chameleon in Python: recorded with one input, prefetched for another",
+        || functions::run("chameleon"),
+    )
+    .needing(Needs::Rootfs),
+    job(
+        "function-pyaes",
+        "pyaes in Python: recorded with one input, prefetched for another",
+        || functions::run("pyaes"),
+    )
+    .needing(Needs::Rootfs),
+    job(
+        "function-image_rotate",
+        "image_rotate in Python: recorded with one input, prefetched for another",
+        || functions::run("image_rotate"),
+    )
+    .needing(Needs::Rootfs),
+    job(
+        "function-json_serdes",
+        "json_serdes in Python: recorded with one input, prefetched for another",
+        || functions::run("json_serdes"),
+    )
+    .needing(Needs::Rootfs),
+    job(
+        "function-lr_serving",
+        "lr_serving in Python: recorded with one input, prefetched for another",
+        || functions::run("lr_serving"),
+    )
+    .needing(Needs::Rootfs),
+    job(
+        "function-cnn_serving",
+        "cnn_serving in Python: recorded with one input, prefetched for another",
+        || functions::run("cnn_serving"),
+    )
+    .needing(Needs::Rootfs),
+    job(
+        "function-rnn_serving",
+        "rnn_serving in Python: recorded with one input, prefetched for another",
+        || functions::run("rnn_serving"),
+    )
+    .needing(Needs::Rootfs),
+    job(
+        "function-lr_training",
+        "lr_training in Python: recorded with one input, prefetched for another",
+        || functions::run("lr_training"),
+    )
+    .needing(Needs::Rootfs),
+    job(
+        "function-video_processing",
+        "video_processing in Python: recorded with one input, prefetched for another",
+        || functions::run("video_processing"),
+    )
+    .needing(Needs::Rootfs),
+    job(
+        "integration-boot",
+        "tests/tests/boot.rs: guests boot, serve and end",
+        || integration::run("boot"),
+    )
+    .needing(Needs::IntegrationPrograms)
+    .by_hand(),
+    job(
+        "integration-cli",
+        "tests/tests/cli.rs: errors and exit codes of the program",
+        || integration::run("cli"),
+    )
+    .needing(Needs::IntegrationPrograms)
+    .by_hand(),
+    job(
+        "integration-corpus",
+        "tests/tests/corpus.rs: the fuzz targets' corpus",
+        || integration::run("corpus"),
+    )
+    .needing(Needs::IntegrationPrograms)
+    .by_hand(),
+    job(
+        "integration-damage",
+        "tests/tests/damage.rs: damaged snapshots",
+        || integration::run("damage"),
+    )
+    .needing(Needs::IntegrationPrograms)
+    .by_hand(),
+    job(
+        "integration-diff",
+        "tests/tests/diff.rs: differential snapshots",
+        || integration::run("diff"),
+    )
+    .needing(Needs::IntegrationPrograms)
+    .by_hand(),
+    job(
+        "integration-machine",
+        "tests/tests/machine.rs: machines by options and files",
+        || integration::run("machine"),
+    )
+    .needing(Needs::IntegrationPrograms)
+    .by_hand(),
+    job(
+        "integration-control",
+        "tests/tests/control.rs: machines that are changed while they run",
+        || integration::run("control"),
+    )
+    .needing(Needs::IntegrationPrograms)
+    .by_hand(),
+    job(
+        "integration-running",
+        "tests/tests/running.rs: how machines end, and what is saved of them",
+        || integration::run("running"),
+    )
+    .needing(Needs::IntegrationPrograms)
+    .by_hand(),
+    job(
+        "integration-serve",
+        "tests/tests/serve.rs: starts from prepared machines",
+        || integration::run("serve"),
+    )
+    .needing(Needs::IntegrationPrograms)
+    .by_hand(),
+    job(
+        "integration-trace",
+        "tests/tests/trace.rs: traces of faults",
+        || integration::run("trace"),
+    )
+    .needing(Needs::IntegrationPrograms)
+    .by_hand(),
+    job(
+        "integration-restore",
+        "tests/tests/restore.rs: restore modes",
+        || integration::run("restore"),
+    )
+    .needing(Needs::IntegrationPrograms)
+    .by_hand(),
+    job(
+        "damage",
+        "a damaged snapshot ends in an error, also where KVM meets the damage first",
+        || damage::run("6.12"),
+    ),
+    job(
+        "panic",
+        "a guest whose kernel panics is reset and reapvm ends, 6.1 and 6.12",
+        || {
             boot::panics("6.1");
             boot::panics("6.12");
         },
-    },
+    ),
 ];
 
 /// Runs the job `name`, in this process.
