@@ -20,7 +20,12 @@ fn recorded(dir: &Path) {
     launcher::run(["invoke", name, "--memory", "record", "--input", INPUT]).success();
 }
 
+/// Without a cold page cache, which other tests on the same snapshot would warm.
 fn record(dir: &Path, out: &Path, arguments: &[&str]) -> Ended {
+    record_cold(dir, out, &[arguments, &["--warm-page-cache"]].concat())
+}
+
+fn record_cold(dir: &Path, out: &Path, arguments: &[&str]) -> Ended {
     let mut command = launcher::command(["trace", "record", "--input", INPUT]);
     command.arg(dir).arg("--out").arg(out).args(arguments);
     launcher::finish(launcher::start(&mut command))
@@ -41,7 +46,7 @@ fn every_mode_with_a_pager_is_traced_whole() {
         let mut first_touches = Vec::new();
         for mode in ["ondemand", "record", "prefetch"] {
             let out = scratch.path().join(format!("{mode}.trace"));
-            let report = record(&dir, &out, &["--mode", mode, "--json"]).json();
+            let report = record_cold(&dir, &out, &["--mode", mode, "--json"]).json();
             let records = trace::read(&out, &id).unwrap();
             // The guest may go on after the report of the faults until the response.
             let served = report["faults"]["uffd"].as_u64().unwrap();
@@ -152,7 +157,7 @@ fn a_trace_is_exported_compared_and_reported() {
         let path = |name: &str| scratch.path().join(name).to_str().unwrap().to_owned();
         let (first, second) = (path("first.trace"), path("second.trace"));
         record(&dir, Path::new(&first), &[]).success();
-        record(&dir, Path::new(&second), &["--warm-page-cache"]).success();
+        record(&dir, Path::new(&second), &[]).success();
         let count = info(Path::new(&first))["summary"]["records"]
             .as_u64()
             .unwrap();
@@ -190,5 +195,55 @@ fn a_trace_is_exported_compared_and_reported() {
         assert!(!Path::new(&out).exists());
         launcher::run(["trace", "report", &first, "-o", &html]).failure(&["damaged"]);
         assert_eq!(std::fs::read_to_string(&html).unwrap(), page);
+    });
+}
+
+#[test]
+fn modes_without_a_pager_are_traced_by_the_kernel_and_say_so() {
+    guarded(|| {
+        let scratch = scratch::dir();
+        let dir = snapshots::shared("helloworld");
+        let snapshot = snapshots::open(&dir);
+        let out = scratch.path().join("t");
+        let pager = scratch.path().join("pager");
+        record(&dir, &pager, &["--mode", "ondemand"]).success();
+        let touched = trace::read(&pager, &snapshot.id()).unwrap();
+        for mode in ["file", "copy"] {
+            record(&dir, &out, &["--mode", mode, "--source", "page-tables"]).success();
+            let reader = TraceReader::open(&out, Some(&snapshot.id())).unwrap();
+            assert_eq!(reader.header().source.as_str(), "page-tables");
+            assert!(reader.header().limits.contains(&trace::Limit::OrderByPhase));
+            let notes = &reader.summary().notes;
+            assert_eq!(notes.is_empty(), mode == "file", "{notes:?}");
+            let pages: std::collections::HashSet<u64> =
+                reader.map(|record| record.unwrap().gpa).collect();
+            // What the pager has seen the guest touch is there, but for what another run did
+            // otherwise: a queue's buffer, a time.
+            let found = touched.iter().filter(|r| pages.contains(&r.gpa)).count();
+            assert!(
+                found * 20 > touched.len() * 19,
+                "{found} of {}",
+                touched.len()
+            );
+        }
+        record(&dir, &out, &["--mode", "file", "--source", "pager"]).failure(&["page-tables"]);
+
+        // From whichever source there is, and never silently from another one.
+        record(&dir, &out, &["--mode", "file"]).success();
+        let told = info(&out);
+        let notes = told["summary"]["notes"].to_string();
+        let forced = record(&dir, &out, &["--mode", "file", "--source", "tracepoints"]);
+        if told["header"]["source"] == "kvm-tracepoints" {
+            forced.success();
+        } else {
+            assert!(notes.contains("from page tables, because"), "{notes}");
+            forced.failure(&[]);
+            assert!(
+                ["tracefs", "CAP_PERFMON", "nested paging", "kvm_page_fault"]
+                    .iter()
+                    .any(|remedy| forced.stderr.contains(remedy)),
+                "{forced:?}"
+            );
+        }
     });
 }

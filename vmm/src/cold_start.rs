@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use reapvm_reap::{
     EvolutionError, InstallMethod, InstallOptions, InstallReport, MemoryRestoreMode,
-    PageSourceError, ReadPath, SnapshotPageSource, TraceError, WorkingSet, WorkingSetError,
+    PageSourceError, Phase, ReadPath, SnapshotPageSource, TraceError, WorkingSet, WorkingSetError,
 };
 use reapvm_snapshot::{OpenError, Snapshot};
 use serde::{Deserialize, Serialize};
@@ -20,7 +20,7 @@ use crate::invocation::{Connection, InvokeError};
 use crate::machine::{
     BuildError, Machine, MachineError, PreparedMachine, RestoreOptions, config_of,
 };
-use crate::observe::{self, TraceOptions, TraceReport};
+use crate::observe::{self, Observation, ObserveError, TraceOptions, TraceReport};
 use crate::residency;
 use set_use::SetRun;
 
@@ -84,14 +84,9 @@ pub enum ColdStartError {
     /// The trace cannot be written.
     #[error(transparent)]
     Trace(#[from] TraceError),
-    /// The mode serves no faults that could be traced.
-    #[error(
-        "memory mode {mode} has no pager that sees the faults: trace with ondemand, record or prefetch"
-    )]
-    NoTrace {
-        /// The mode.
-        mode: MemoryRestoreMode,
-    },
+    /// The guest cannot be observed, or the trace not be written.
+    #[error(transparent)]
+    Observe(#[from] ObserveError),
     /// The process's memory cannot be read.
     #[error("cannot read this process's memory use")]
     Residency(#[source] std::io::Error),
@@ -259,7 +254,7 @@ pub fn run(start: &ColdStart<'_>, process_start_ns: u64) -> Result<Invoked, Cold
     let options = RestoreOptions {
         install: start.install,
         overrides: start.overrides.clone(),
-        trace_records: start.trace.map(|trace| trace.max_records),
+        trace_records: pager_records(start, set_run.mode),
         observation: set_run.observation(),
         ..RestoreOptions::new(set_run.mode)
     };
@@ -283,8 +278,8 @@ pub fn run_prepared(
     let snapshot = Arc::clone(prepared.snapshot());
     let set_run = SetRun::plan(&snapshot, start.mode, start.set)?;
     check_trace(start, set_run.mode)?;
-    if let Some(trace) = start.trace {
-        prepared.trace_faults(trace.max_records);
+    if let Some(max_records) = pager_records(start, set_run.mode) {
+        prepared.trace_faults(max_records);
     }
     prepared.record_misses(set_run.observation().misses);
     let machine = prepared.restore(set_run.mode, start.install, None)?;
@@ -294,10 +289,16 @@ pub fn run_prepared(
 
 /// Whether there is somebody who sees what is to be traced.
 fn check_trace(start: &ColdStart<'_>, mode: MemoryRestoreMode) -> Result<(), ColdStartError> {
-    if start.trace.is_some() && !mode.uses_pager() {
-        return Err(ColdStartError::NoTrace { mode });
+    match start.trace {
+        Some(trace) => Ok(Observation::check(trace.source, mode)?),
+        None => Ok(()),
     }
-    Ok(())
+}
+
+/// How many faults the pager is to keep for a trace, if it is to keep any.
+fn pager_records(start: &ColdStart<'_>, mode: MemoryRestoreMode) -> Option<u64> {
+    let trace = start.trace?;
+    Observation::is_of_pager(trace.source, mode).then_some(trace.max_records)
 }
 
 fn invoke(
@@ -307,6 +308,13 @@ fn invoke(
     process_start_ns: u64,
     (major_before, minor_before): (u64, u64),
 ) -> Result<Invoked, ColdStartError> {
+    let mut observation = match start.trace {
+        Some(trace) => Some(Observation::begin(&machine, set_run.mode, trace.source)?),
+        None => None,
+    };
+    if let Some(observation) = &mut observation {
+        observation.end_phase(Phase::Restore)?;
+    }
     // Opened before the guest runs: it finds the connection request when it wakes.
     let mut connection = Connection::open(&machine)?;
     machine.resume()?;
@@ -340,13 +348,14 @@ fn invoke(
         // What is written is then whole.
         machine.pause()?;
     }
-    let trace = match start.trace {
-        Some(options) => {
+    let trace = match (start.trace, observation) {
+        (Some(options), Some(mut observation)) => {
+            observation.end_phase(Phase::Request)?;
             let input = start.input.to_string();
             let id = set_run.snapshot().id();
-            observe::write_pager_trace(&machine, &id, set_run.mode, options, &input)?
+            observation.finish(&machine, &id, set_run.mode, options, &input)?
         }
-        None => None,
+        _ => None,
     };
     let faults = Faults {
         uffd: stats.faults,

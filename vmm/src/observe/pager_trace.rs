@@ -12,6 +12,37 @@ use serde::{Deserialize, Serialize};
 use crate::clock;
 use crate::machine::Machine;
 
+/// Who is to see the touches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum SourceChoice {
+    /// The pager where there is one; otherwise the kernel's tracepoint, and where that cannot be
+    /// used the page tables. The trace says which, and why not another.
+    #[default]
+    Auto,
+    /// The pager.
+    Pager,
+    /// The kernel's tracepoint `kvm:kvm_page_fault`.
+    Tracepoints,
+    /// The page tables of this process, looked at after each phase.
+    PageTables,
+}
+
+impl SourceChoice {
+    /// All of them, in the order in which they are documented.
+    pub const ALL: [Self; 4] = [Self::Auto, Self::Pager, Self::Tracepoints, Self::PageTables];
+
+    /// The name that the command line uses.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Pager => "pager",
+            Self::Tracepoints => "tracepoints",
+            Self::PageTables => "page-tables",
+        }
+    }
+}
+
 /// That a trace is wanted, and which.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TraceOptions {
@@ -21,6 +52,8 @@ pub struct TraceOptions {
     pub max_records: u64,
     /// What the trace says of its function; the snapshot's own if there is none.
     pub function: Option<String>,
+    /// Who is to see the touches.
+    pub source: SourceChoice,
 }
 
 impl TraceOptions {
@@ -31,6 +64,7 @@ impl TraceOptions {
             path,
             max_records: DEFAULT_TRACE_RECORDS,
             function: None,
+            source: SourceChoice::default(),
         }
     }
 }
@@ -74,7 +108,8 @@ pub fn write_pager_trace(
         input: Some(input),
     };
     let header = header(machine, snapshot, TraceSource::UffdPager, mode, &labels);
-    write(&options.path, &header, &faults.records, faults.dropped)?;
+    let summary = summary(&faults.records, faults.dropped);
+    write(&options.path, &header, &faults.records, summary)?;
     Ok(Some(TraceReport {
         records: faults.records.len() as u64,
         dropped: faults.dropped,
@@ -95,20 +130,25 @@ pub(crate) fn write_first_touches(
     };
     let mode = MemoryRestoreMode::Record;
     let header = header(machine, snapshot, TraceSource::UffdPager, mode, &labels);
-    write(path, &header, &recording.records, 0)
+    let records = &recording.records;
+    write(path, &header, records, summary(records, 0))
 }
 
-fn write(
-    path: &Path,
-    header: &TraceHeader,
-    records: &[TraceRecord],
-    dropped: u64,
-) -> Result<(), TraceError> {
-    let summary = TraceSummary {
+fn summary(records: &[TraceRecord], dropped: u64) -> TraceSummary {
+    TraceSummary {
         dropped,
         threads: name_threads(records.iter().map(|record| record.thread_id)),
         ..TraceSummary::default()
-    };
+    }
+}
+
+/// Writes a trace that [`header`] describes.
+pub(super) fn write(
+    path: &Path,
+    header: &TraceHeader,
+    records: &[TraceRecord],
+    summary: TraceSummary,
+) -> Result<(), TraceError> {
     trace::write(path, header, records, summary)
 }
 

@@ -48,6 +48,7 @@ fn invoke_from(
     if let Some(trace) = start.trace {
         command.arg("--trace").arg(&trace.path);
         command.args(["--trace-records", &trace.max_records.to_string()]);
+        command.args(["--trace-source", trace.source.as_str()]);
         if let Some(label) = &trace.function {
             command.args(["--trace-function", label]);
         }

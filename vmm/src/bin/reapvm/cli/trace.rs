@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use reapvm::observe::TraceOptions;
+use reapvm::observe::{SourceChoice, TraceOptions};
 use reapvm_reap::{DEFAULT_TRACE_RECORDS, MemoryRestoreMode};
 
 use super::{InstallArguments, OverrideOptions, json, mode, seconds};
@@ -18,6 +18,9 @@ pub(crate) struct TraceFlags {
     /// Faults that a trace keeps at most; those that come later are counted
     #[arg(long, value_name = "N", default_value_t = DEFAULT_TRACE_RECORDS, value_parser = trace_records())]
     trace_records: u64,
+    /// Who sees the faults: see `reapvm trace record --help`
+    #[arg(long, value_name = "SOURCE", default_value = "auto", value_parser = source)]
+    trace_source: SourceChoice,
     /// What the trace says of its function: given by a launcher
     #[arg(long, value_name = "LABEL", hide = true)]
     trace_function: Option<String>,
@@ -29,8 +32,16 @@ impl TraceFlags {
             path: self.trace.clone()?,
             max_records: self.trace_records,
             function: self.trace_function.clone(),
+            source: self.trace_source,
         })
     }
+}
+
+fn source(text: &str) -> Result<SourceChoice, String> {
+    SourceChoice::ALL
+        .into_iter()
+        .find(|source| source.as_str() == text)
+        .ok_or_else(|| "use one of auto, pager, tracepoints or page-tables".to_owned())
 }
 
 /// As many records as a trace may have that is read at once.
@@ -68,11 +79,20 @@ pub(crate) struct TraceRecordArguments {
     /// The function's input
     #[arg(long, value_name = "JSON", default_value = "{}", value_parser = json)]
     pub(crate) input: serde_json::Value,
-    /// How guest memory comes back: ondemand, record or prefetch
+    /// How guest memory comes back: see `reapvm invoke --help`
     ///
     /// record leaves the snapshot's working set as it is.
     #[arg(long, value_name = "MODE", default_value = "ondemand", value_parser = mode)]
     pub(crate) mode: MemoryRestoreMode,
+    /// Who sees the faults
+    ///
+    /// auto: the pager in the modes ondemand, record and prefetch. In the others the kernel's
+    /// tracepoint, and where that cannot be used the page tables; the trace says why.
+    /// pager: each fault that the pager serves.
+    /// tracepoints: each page fault of a vCPU, with the guest's instruction.
+    /// page-tables: pages that have come into this process's page tables, by phase.
+    #[arg(long, value_name = "SOURCE", default_value = "auto", value_parser = source, verbatim_doc_comment)]
+    pub(crate) source: SourceChoice,
     #[command(flatten)]
     pub(crate) install: InstallArguments,
     #[command(flatten)]

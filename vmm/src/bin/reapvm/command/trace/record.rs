@@ -18,6 +18,7 @@ pub(super) fn run(arguments: &TraceRecordArguments) -> CommandResult {
         path: arguments.out.clone(),
         max_records: arguments.records,
         function: arguments.function.clone(),
+        source: arguments.source,
     };
     let start = ColdStart {
         dir: &arguments.dir,
