@@ -207,6 +207,18 @@ impl MemoryManager {
         Self::map(&regions, file, dirty)
     }
 
+    /// Opens what a pager will read and reads its index, which otherwise the first fault waits for.
+    /// Before [`MemoryManager::restore`] with the same snapshot.
+    ///
+    /// # Errors
+    /// The snapshot's memory or its index cannot be read, or is damaged.
+    pub(crate) fn open_source(&mut self, snapshot: &Arc<Snapshot>) -> Result<(), MemoryError> {
+        let source = MemoryReader::open(Arc::clone(snapshot))?;
+        source.index()?;
+        self.source = Some(Arc::new(source));
+        Ok(())
+    }
+
     /// Has the pager, if there will be one, keep so many faults for a trace at most. Before
     /// [`MemoryManager::restore`].
     pub(crate) fn trace_faults(&mut self, max_records: u64) {
@@ -242,7 +254,10 @@ impl MemoryManager {
                 // Opened first: a working set that is missing or foreign fails before any work.
                 let working_set = (mode == MemoryRestoreMode::Prefetch)
                     .then(|| open_working_set(snapshot, self.size_bytes(), options));
-                let source = Arc::new(MemoryReader::open(Arc::clone(snapshot))?);
+                let source = match &self.source {
+                    Some(opened) => Arc::clone(opened),
+                    None => Arc::new(MemoryReader::open(Arc::clone(snapshot))?),
+                };
                 self.source = Some(Arc::clone(&source));
                 let config = PagerConfig {
                     regions: self.regions.clone(),

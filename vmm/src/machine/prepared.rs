@@ -220,14 +220,17 @@ impl PreparedMachine {
     /// # Errors
     /// See [`BuildError`].
     pub fn new(snapshot: &Arc<Snapshot>, options: PrepareOptions) -> Result<Self, BuildError> {
-        Plan::new(
+        let mut plan = Plan::new(
             snapshot,
             &options.overrides,
             options.track_dirty_pages,
             options.mode,
-        )?
+        )?;
+        if plan.backing == Backing::Anonymous {
+            plan.memory.open_source(snapshot)?;
+        }
         // The userfaultfd will be opened after the virtual machine.
-        .build(None, options.console)
+        plan.build(None, options.console)
     }
 
     /// The snapshot that it is of.

@@ -10,15 +10,13 @@ mod terminal;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 fn main() -> ExitCode {
     // First of all: the mark "process_start" of a cold start.
     let process_start_ns = reapvm::clock::monotonic_ns();
-    let arguments = cli::Arguments::parse();
+    let arguments = cli::Arguments::of_this_process();
     let command = arguments.command;
     let default = command.runs_for_long().then(output::warnings);
-    output::set_up_logging(arguments.log.or(default));
+    output::set_up_logging(arguments.logging.log.or(default));
     match command::run(command, process_start_ns) {
         Ok(code) => code,
         Err(error) => {

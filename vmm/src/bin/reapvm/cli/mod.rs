@@ -39,10 +39,47 @@ ondemand, record and prefetch.")]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     pub(crate) command: Command,
+    #[command(flatten)]
+    pub(crate) logging: Logging,
+}
+
+#[derive(Args)]
+pub(crate) struct Logging {
     /// Write log lines to standard error, for example `debug` or `reapvm_reap=trace` [default:
-    /// `warn` for run and restore, `off` for the others]
+    /// `warn` for run, restore and serve, `off` for the others]
     #[arg(long, global = true, value_name = "FILTER", env = "REAPVM_LOG")]
     pub(crate) log: Option<tracing_subscriber::filter::Targets>,
+}
+
+/// The command line of `reapvm invoke` alone.
+#[derive(Parser)]
+#[command(disable_help_flag = true)]
+struct InvokeArguments {
+    #[command(flatten)]
+    invoke: Invoke,
+    #[command(flatten)]
+    logging: Logging,
+}
+
+impl Arguments {
+    /// Parses this process's command line; ends the process if it is wrong, or asks for help.
+    ///
+    /// clap describes all subcommands before it looks at the first argument, which is a part of a
+    /// cold start that `invoke` does not need. Whatever is not right is left to the whole.
+    pub(crate) fn of_this_process() -> Self {
+        let mut arguments = std::env::args_os().skip(1);
+        if arguments.next().is_some_and(|command| command == "invoke") {
+            let program = std::ffi::OsString::from("reapvm");
+            let parsed = InvokeArguments::try_parse_from(std::iter::once(program).chain(arguments));
+            if let Ok(InvokeArguments { invoke, logging }) = parsed {
+                return Self {
+                    command: Command::Invoke(invoke),
+                    logging,
+                };
+            }
+        }
+        Self::parse()
+    }
 }
 
 #[derive(Subcommand)]
@@ -79,7 +116,7 @@ pub(crate) enum Command {
 impl Command {
     /// Whether it is there for its machine until that ends, and not for one answer of it.
     pub(crate) fn runs_for_long(&self) -> bool {
-        matches!(self, Self::Run(_) | Self::Restore(_))
+        matches!(self, Self::Run(_) | Self::Restore(_) | Self::Serve(_))
     }
 }
 
@@ -423,6 +460,7 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Arguments::command().debug_assert();
+        InvokeArguments::command().debug_assert();
     }
 
     #[test]
