@@ -119,7 +119,8 @@ fn a_set_of_two_inputs_is_prefetched_for_a_third() {
             assert!(eliminated >= least_pct, "{missed} of {faults}");
             let set_use = &report["working_set_use"];
             assert_eq!(set_use["source"], "page-tables", "{set_use}");
-            assert_eq!(count(&set_use["lacking_pages"]), missed);
+            // Others were touched before they were installed.
+            assert!(count(&set_use["lacking_pages"]) <= missed);
             assert_eq!(count(&set_use["set_pages"]), union.page_count());
             let unused = count(&set_use["unused_pages"]);
             assert!(unused * 10 <= union.page_count(), "{set_use}");
@@ -271,8 +272,9 @@ fn pages_that_the_guest_does_not_touch_are_told_from_those_that_it_does() {
                 of.len()
             );
         }
+        // One record a page, whoever else waited for it too.
         let missed = machine.memory().recording().unwrap();
-        assert_eq!(missed.len() as u64, machine.memory().pager_stats().faults);
+        assert!(missed.len() as u64 <= machine.memory().pager_stats().faults);
     });
 }
 

@@ -120,9 +120,10 @@ pub struct Faults {
     pub kernel_major: u64,
     /// Minor faults of the process since the restore began.
     pub kernel_minor: u64,
-    /// Pages that were installed before the guest ran.
+    /// Pages that were installed as a working set.
     pub prefetched_pages: u64,
-    /// Faults that the prefetched pages did not prevent; 0 in other modes.
+    /// Faults that the prefetch did not prevent, of pages that the set lacks or that were touched
+    /// before they were installed; 0 in other modes.
     pub missed_pages: u64,
 }
 
@@ -367,7 +368,7 @@ fn invoke(
             _ => 0,
         },
     };
-    let set_result = set_run.finish(&machine, &faults, start)?;
+    let set_result = set_run.finish(&machine, start)?;
     let report = ColdStartReport {
         function: machine.config().function.clone(),
         mode: set_run.mode,

@@ -11,7 +11,7 @@ use reapvm_reap::{
 use reapvm_snapshot::{PAGE_SIZE, Snapshot};
 use serde::{Deserialize, Serialize};
 
-use super::{ColdStart, ColdStartError, Faults};
+use super::{ColdStart, ColdStartError};
 use crate::machine::Machine;
 use crate::memory::Observation;
 use crate::observe;
@@ -194,7 +194,7 @@ impl<'a> SetRun<'a> {
         let prefetches = self.mode == MemoryRestoreMode::Prefetch;
         Observation {
             touches: prefetches && self.options.measure_unused,
-            misses: prefetches && self.evolving.is_some(),
+            misses: prefetches && (self.evolving.is_some() || self.options.measure_unused),
         }
     }
 
@@ -212,12 +212,11 @@ impl<'a> SetRun<'a> {
     pub(super) fn finish(
         &self,
         machine: &Machine,
-        faults: &Faults,
         start: &ColdStart<'_>,
     ) -> Result<SetResult, ColdStartError> {
         match self.mode {
             MemoryRestoreMode::Record => self.finish_recording(machine, start),
-            MemoryRestoreMode::Prefetch => self.finish_prefetch(machine, faults),
+            MemoryRestoreMode::Prefetch => self.finish_prefetch(machine),
             MemoryRestoreMode::Copy | MemoryRestoreMode::File | MemoryRestoreMode::OnDemand => {
                 Ok(SetResult::default())
             }
@@ -288,44 +287,40 @@ impl<'a> SetRun<'a> {
         }
     }
 
-    fn finish_prefetch(
-        &self,
-        machine: &Machine,
-        faults: &Faults,
-    ) -> Result<SetResult, ColdStartError> {
-        let set_use = match machine.memory().touched_pages() {
-            Ok(None) => MeasuredUse::NotMeasured {
+    fn finish_prefetch(&self, machine: &Machine) -> Result<SetResult, ColdStartError> {
+        let missed = machine
+            .memory()
+            .recording()
+            .unwrap_or_default()
+            .pages_until_idle();
+        let set = machine.memory().prefetched_set().map_err(build_error)?;
+        let set_use = match (machine.memory().touched_pages(), &set) {
+            (Ok(Some(touched)), Some(set)) => MeasuredUse::PageTables(SetUse {
+                set_pages: set.page_count(),
+                unused_pages: touched.untouched.len() as u64,
+                lacking_pages: lacking_pages(set, &missed),
+                unknown_pages: touched.unknown_pages,
+            }),
+            (Ok(_), _) => MeasuredUse::NotMeasured {
                 reason: match self.options.measure_unused {
                     false => "it was not asked for (--measure-unused)",
+                    true if set.is_none() => "no working set was installed",
                     true => "the machine was prepared before it was asked for",
                 }
                 .to_owned(),
             },
-            Ok(Some(touched)) => MeasuredUse::PageTables(SetUse {
-                set_pages: faults.prefetched_pages,
-                unused_pages: touched.untouched.len() as u64,
-                lacking_pages: faults.missed_pages,
-                unknown_pages: touched.unknown_pages,
-            }),
-            Err(error) => MeasuredUse::NotMeasured {
+            (Err(error), _) => MeasuredUse::NotMeasured {
                 reason: error.to_string(),
             },
         };
         let mut result = SetResult::default();
-        if let Some(evolving) = &self.evolving
-            && let Some(set) = machine.memory().prefetched_set().map_err(build_error)?
-        {
-            let missed = machine
-                .memory()
-                .recording()
-                .unwrap_or_default()
-                .pages_until_idle();
+        if let (Some(evolving), Some(set)) = (&self.evolving, &set) {
             let unused_pages = match &set_use {
                 MeasuredUse::PageTables(set_use) => Some(set_use.unused_pages),
                 _ => None,
             };
             let mut source = SnapshotPageSource::new(Arc::clone(self.snapshot))?;
-            let found = evolving.add_prefetch(&set, &missed, unused_pages, &mut source)?;
+            let found = evolving.add_prefetch(set, &missed, unused_pages, &mut source)?;
             result.evolution = Some(EvolutionReport {
                 policy: self.options.policy,
                 recorded: None,
@@ -338,6 +333,13 @@ impl<'a> SetRun<'a> {
         result.set_use = Some(set_use);
         Ok(result)
     }
+}
+
+/// How many of the pages `missed`, which took faults, are not in `set`. Others may be in it and were
+/// touched before they were installed.
+fn lacking_pages(set: &WorkingSet, missed: &[u64]) -> u64 {
+    let missed = TouchCounts::of_recording(missed);
+    set.touch_counts().difference(&missed).only_second.len() as u64
 }
 
 fn build_error(error: crate::memory::MemoryError) -> ColdStartError {
