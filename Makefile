@@ -26,10 +26,10 @@ help: ## Name the targets
 setup: ## Install the Debian packages that are missing, naming them first
 	@./.ci/setup
 
-build: setup ## Build the one static binary, bin/reapvm
+build: setup ## Build the static binaries bin/reapvm and bin/reapvm-trace
 	RUSTFLAGS="-C target-feature=+crt-static" \
-	    $(CARGO) build --release --locked -p reapvm --target $(TARGET)
-	@mkdir -p bin && cp $(BINARY) bin/reapvm
+	    $(CARGO) build --release --locked -p reapvm -p reapvm-analysis --target $(TARGET)
+	@mkdir -p bin && cp $(BINARY) $(BINARY)-trace bin/
 
 test: setup ## Run every test (needs /dev/kvm and /dev/userfaultfd)
 	$(CARGO) test --workspace --locked --no-fail-fast

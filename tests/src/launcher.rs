@@ -38,6 +38,8 @@ fn build() -> PathBuf {
     let output = Command::new(cargo)
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
         .args(["build", "--package", "reapvm", "--bin", "reapvm"])
+        // What it runs itself.
+        .args(["--package", "reapvm-analysis", "--bin", "reapvm-trace"])
         .args(["--message-format", "json", "--profile", profile])
         .arg("--target-dir")
         .arg(profile_dir.parent().unwrap())

@@ -17,9 +17,7 @@ pub(crate) use machine::{MachineOptions, OverrideOptions};
 pub(crate) use serve::{
     Request, RequestCommand, RequestInvoke, Serve, ServeWorker, TemplateArgument,
 };
-pub(crate) use trace::{TraceCommand, TraceFlags, TraceInfo, TraceRecordArguments};
-#[cfg(feature = "analysis")]
-pub(crate) use trace::{TraceDiff, TraceExport, TraceReportArguments};
+pub(crate) use trace::{TraceAnalysis, TraceCommand, TraceFlags, TraceInfo, TraceRecordArguments};
 pub(crate) use working_set::{
     WorkingSetCommand, WorkingSetDiff, WorkingSetMerge, WorkingSetPolicyOptions, WorkingSetShow,
     to_arguments as working_set_arguments,

@@ -1,5 +1,6 @@
 //! `reapvm trace …`, and the options of other commands that make a trace.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -56,14 +57,11 @@ pub(crate) enum TraceCommand {
     /// Say what a trace holds
     Info(TraceInfo),
     /// Write a trace in a format that other programs read
-    #[cfg(feature = "analysis")]
-    Export(TraceExport),
+    Export(TraceAnalysis),
     /// Compare the pages and the order of two traces
-    #[cfg(feature = "analysis")]
-    Diff(TraceDiff),
+    Diff(TraceAnalysis),
     /// Write one HTML file with figures of a trace, and their numbers
-    #[cfg(feature = "analysis")]
-    Report(TraceReportArguments),
+    Report(TraceAnalysis),
 }
 
 #[derive(Args)]
@@ -120,43 +118,11 @@ pub(crate) struct TraceInfo {
     pub(crate) json: bool,
 }
 
-#[cfg(feature = "analysis")]
+/// What the program `reapvm-trace` is given: it reads it itself.
 #[derive(Args)]
-pub(crate) struct TraceExport {
-    /// The trace
-    pub(crate) file: PathBuf,
-    /// What to write: csv, jsonl, parquet, or chrome (trace-event JSON, for Perfetto)
-    #[arg(long, value_name = "FORMAT", value_parser = format)]
-    pub(crate) format: reapvm_analysis::export::Format,
-    /// The file to write [default: standard output]
-    #[arg(short, long, value_name = "FILE")]
-    pub(crate) out: Option<PathBuf>,
-}
-
-#[cfg(feature = "analysis")]
-fn format(text: &str) -> Result<reapvm_analysis::export::Format, String> {
-    text.parse()
-        .map_err(|error: reapvm_analysis::export::UnknownFormat| error.to_string())
-}
-
-#[cfg(feature = "analysis")]
-#[derive(Args)]
-pub(crate) struct TraceDiff {
-    /// A trace
-    pub(crate) first: PathBuf,
-    /// Another one
-    pub(crate) second: PathBuf,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-#[cfg(feature = "analysis")]
-#[derive(Args)]
-pub(crate) struct TraceReportArguments {
-    /// The trace
-    pub(crate) file: PathBuf,
-    /// The HTML file to write; an older one there is replaced at once
-    #[arg(short, long, value_name = "FILE")]
-    pub(crate) out: PathBuf,
+#[command(disable_help_flag = true)]
+pub(crate) struct TraceAnalysis {
+    /// See `--help`
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) arguments: Vec<OsString>,
 }

@@ -1,6 +1,5 @@
 //! `reapvm trace`.
 
-#[cfg(feature = "analysis")]
 mod analysis;
 mod info;
 mod record;
@@ -12,11 +11,8 @@ pub(super) fn run(command: TraceCommand) -> CommandResult {
     match command {
         TraceCommand::Record(arguments) => record::run(&arguments),
         TraceCommand::Info(arguments) => info::run(&arguments),
-        #[cfg(feature = "analysis")]
-        TraceCommand::Export(arguments) => analysis::export(&arguments),
-        #[cfg(feature = "analysis")]
-        TraceCommand::Diff(arguments) => analysis::diff(&arguments),
-        #[cfg(feature = "analysis")]
-        TraceCommand::Report(arguments) => analysis::report(&arguments),
+        TraceCommand::Export(arguments) => analysis::run("export", &arguments),
+        TraceCommand::Diff(arguments) => analysis::run("diff", &arguments),
+        TraceCommand::Report(arguments) => analysis::run("report", &arguments),
     }
 }

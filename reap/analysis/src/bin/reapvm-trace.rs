@@ -1,0 +1,206 @@
+//! `reapvm-trace`: what `reapvm trace export`, `diff` and `report` run.
+//!
+//! A program of its own, so that a virtual machine does not carry the code for it in memory.
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
+
+use std::error::Error;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser};
+
+use reapvm_analysis::Comparison;
+use reapvm_analysis::export::{Format, UnknownFormat};
+use reapvm_reap::trace::TraceReader;
+use reapvm_snapshot::files::replace_file;
+
+type CommandResult = Result<ExitCode, Box<dyn Error>>;
+
+/// Exports, compares and reports on traces of page faults.
+#[derive(Parser)]
+#[command(name = "reapvm trace", version, max_term_width = 100)]
+enum Command {
+    /// Write a trace in a format that other programs read
+    Export(TraceExport),
+    /// Compare the pages and the order of two traces
+    Diff(TraceDiff),
+    /// Write one HTML file with figures of a trace, and their numbers
+    Report(TraceReport),
+}
+
+#[derive(Args)]
+struct TraceExport {
+    /// The trace
+    file: PathBuf,
+    /// What to write: csv, jsonl, parquet, or chrome (trace-event JSON, for Perfetto)
+    #[arg(long, value_name = "FORMAT", value_parser = format)]
+    format: Format,
+    /// The file to write [default: standard output]
+    #[arg(short, long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+fn format(text: &str) -> Result<Format, String> {
+    text.parse()
+        .map_err(|error: UnknownFormat| error.to_string())
+}
+
+#[derive(Args)]
+struct TraceDiff {
+    /// A trace
+    first: PathBuf,
+    /// Another one
+    second: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct TraceReport {
+    /// The trace
+    file: PathBuf,
+    /// The HTML file to write; an older one there is replaced at once
+    #[arg(short, long, value_name = "FILE")]
+    out: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let result = match Command::parse() {
+        Command::Export(arguments) => export(&arguments),
+        Command::Diff(arguments) => diff(&arguments),
+        Command::Report(arguments) => report(&arguments),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {}", chain(error.as_ref()));
+        ExitCode::FAILURE
+    })
+}
+
+/// An error and its causes, without repeating a cause that the error already quotes.
+fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let message = error.to_string();
+        if !text.contains(&message) {
+            text.push_str(": ");
+            text.push_str(&message);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+fn export(arguments: &TraceExport) -> CommandResult {
+    let mut reader = TraceReader::open(&arguments.file, None)?;
+    let format = arguments.format;
+    let Some(out) = &arguments.out else {
+        return match reapvm_analysis::export::export(&mut reader, format, io::stdout()) {
+            // Who reads the output has enough of it: `| head`.
+            Err(error) if error.is_closed_output() => Ok(ExitCode::SUCCESS),
+            Err(error) => Err(error.into()),
+            Ok(_) => Ok(ExitCode::SUCCESS),
+        };
+    };
+    // What is in a damaged trace before the damage must not be taken for all of it.
+    let records = replace_file(out, |file| {
+        reapvm_analysis::export::export(&mut reader, format, file).map_err(io::Error::other)
+    })?;
+    println!("{}: {records} records as {format}", out.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn diff(arguments: &TraceDiff) -> CommandResult {
+    let mut first = TraceReader::open(&arguments.first, None)?;
+    let mut second = TraceReader::open(&arguments.second, None)?;
+    let comparison = Comparison::of(&mut first, &mut second)?;
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&comparison)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let Comparison {
+        same_snapshot,
+        pages,
+        other_pages,
+        common_pages,
+        jaccard,
+        order_correlation,
+        touches,
+        other_touches,
+        service_p50_ns,
+        other_service_p50_ns,
+    } = comparison;
+    if !same_snapshot {
+        eprintln!("note: the traces are of different snapshots: a page is not the same in both");
+    }
+    let row = |name: &str, first: String, second: String| {
+        println!("{name:<22}{first:>12}{second:>12}");
+    };
+    row("", "first".into(), "second".into());
+    row("faults", touches.to_string(), other_touches.to_string());
+    row("pages", pages.to_string(), other_pages.to_string());
+    row(
+        "only here",
+        (pages - common_pages).to_string(),
+        (other_pages - common_pages).to_string(),
+    );
+    let us = |ns: u64| format!("{:.1}", ns as f64 / 1e3);
+    row(
+        "median service (us)",
+        us(service_p50_ns),
+        us(other_service_p50_ns),
+    );
+    println!(
+        "{:<22}{common_pages:>12} pages, {:.1} % of those of either",
+        "common",
+        jaccard * 100.0
+    );
+    match order_correlation {
+        Some(rho) => println!("{:<22}{rho:>12.3} (1: the same, -1: reversed)", "order"),
+        None => println!("{:<22}{:>12}", "order", "-"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn report(arguments: &TraceReport) -> CommandResult {
+    let mut reader = TraceReader::open(&arguments.file, None)?;
+    let command = format!(
+        "reapvm trace report {} -o {}",
+        quoted(&arguments.file),
+        quoted(&arguments.out)
+    );
+    let page = reapvm_analysis::report::report(&mut reader, &command)?;
+    replace_file(&arguments.out, |file| file.write_all(page.as_bytes()))?;
+    println!("{}: {} bytes", arguments.out.display(), page.len());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A path as a shell takes it.
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        return text;
+    }
+    format!("'{}'", text.replace('\'', "'\\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Command::command().debug_assert();
+    }
+
+    #[test]
+    fn paths_are_quoted_for_a_shell() {
+        assert_eq!(quoted(Path::new("/tmp/a-b_1.trace")), "/tmp/a-b_1.trace");
+        assert_eq!(quoted(Path::new("a b")), "'a b'");
+        assert_eq!(quoted(Path::new("it's")), "'it'\\''s'");
+    }
+}
