@@ -217,7 +217,7 @@ fn summarise_cell(
         .iter()
         .filter(|_| bytes > 0)
         .map(|run| {
-            let last_ms = run.iter().map(|s| s.memory_ready_ms).fold(0.0, f64::max);
+            let last_ms = run.iter().map(|s| s.in_place_ms).fold(0.0, f64::max);
             mib(bytes_of(run)) / last_ms * 1e3
         })
         .collect();
