@@ -1,7 +1,7 @@
 # `make bench` and `make test` set up what is missing; `make help` names the rest.
 
 .PHONY: help setup build test linux-kernels linux-images test-linux test-linux-ci \
-	test-python bench report-screenshots lint clean
+	test-python bench bench-ladder report-screenshots lint clean
 CARGO ?= cargo
 BENCH_FLAGS ?=
 TARGET := x86_64-unknown-linux-gnu

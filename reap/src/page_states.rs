@@ -1,6 +1,7 @@
 //! What has become of each page since the memory was registered, for who saves it without touching
 //! it.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::PAGE_SIZE_BYTES;
@@ -69,6 +70,8 @@ fn bit(words: &[u64], index: u64) -> bool {
 pub(crate) struct PageAccount {
     installed: Vec<AtomicU64>,
     dropped: Vec<AtomicU64>,
+    /// The pages of the working set that is installed, if one is.
+    planned: OnceLock<Vec<u64>>,
     /// Whether any page ever was dropped: mostly none is, and then nobody has to look.
     has_dropped: AtomicBool,
 }
@@ -80,8 +83,28 @@ impl PageAccount {
         Self {
             installed: empty(),
             dropped: empty(),
+            planned: OnceLock::new(),
             has_dropped: AtomicBool::new(false),
         }
+    }
+
+    /// The pages in `runs`, number of the first and count, will be put in place by an install.
+    pub(crate) fn plan(&self, runs: impl Iterator<Item = (u64, u64)>) {
+        let mut planned = vec![0; self.installed.len()];
+        for (first, pages) in runs {
+            for page in first..first + pages {
+                if let Some(word) = planned.get_mut((page / 64) as usize) {
+                    *word |= 1 << (page % 64);
+                }
+            }
+        }
+        // There is one install at most.
+        let _ = self.planned.set(planned);
+    }
+
+    /// Whether an install is to bring the page, or has brought it.
+    pub(crate) fn is_planned(&self, page: u64) -> bool {
+        self.planned.get().is_some_and(|words| bit(words, page))
     }
 
     /// The `pages` from number `first` on were put in place.

@@ -237,6 +237,11 @@ impl Server {
     fn account(&self, fault: &Fault, page_at: PageLocation, outcome: Outcome) {
         let service_ns = fault.read_at.elapsed().as_nanos() as u64;
         add(&self.shared.counters.service_ns, service_ns);
+        let pages = &self.shared.pages;
+        let is_early = pages.is_planned(page_at.index) && !pages.was_dropped(page_at.index);
+        if is_early {
+            add(&self.shared.counters.early_faults, 1);
+        }
         let (recorder, tracer) = (&self.shared.recorder, &self.shared.tracer);
         if recorder.is_none() && tracer.is_none() {
             return;
@@ -255,7 +260,10 @@ impl Server {
             outcome,
             is_first_touch: false,
         };
-        if let Some(recorder) = recorder {
+        // What a working set has already need not be recorded for it.
+        if let Some(recorder) = recorder
+            && !is_early
+        {
             recorder
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)

@@ -15,6 +15,9 @@ pub struct PagerStats {
     pub data_faults: u64,
     /// Faults whose page somebody else had installed in the meantime: only a wake-up.
     pub already_present: u64,
+    /// Those of the faults whose page was in a working set that was being installed: the guest
+    /// was there first.
+    pub early_faults: u64,
     /// Bytes taken from the source for faults.
     pub bytes_read: u64,
     /// Sum over the faults of the time from reading the kernel's message to the page being there,
@@ -32,6 +35,7 @@ pub(crate) struct Counters {
     pub(crate) zero_faults: AtomicU64,
     pub(crate) data_faults: AtomicU64,
     pub(crate) already_present: AtomicU64,
+    pub(crate) early_faults: AtomicU64,
     pub(crate) bytes_read: AtomicU64,
     pub(crate) service_ns: AtomicU64,
     pub(crate) removed_pages: AtomicU64,
@@ -54,6 +58,7 @@ impl Counters {
             zero_faults,
             data_faults,
             already_present,
+            early_faults: get(&self.early_faults),
             bytes_read: get(&self.bytes_read),
             service_ns: get(&self.service_ns),
             removed_pages: get(&self.removed_pages),

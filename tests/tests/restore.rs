@@ -7,7 +7,7 @@ use std::thread;
 use reapvm::config::{EntropySettings, VmConfig};
 use reapvm::function_vm::{self, FunctionVm, ReadyWhen};
 use reapvm::machine::{Lifecycle, Machine, MachineError, RestoreOptions, SaveError};
-use reapvm_reap::MemoryRestoreMode;
+use reapvm_reap::{InstallMethod, MemoryRestoreMode};
 use reapvm_tests::launcher;
 use reapvm_tests::scratch;
 use reapvm_tests::snapshots::{self, TIMEOUT, call, input};
@@ -48,7 +48,8 @@ fn check_that_it_ran(mode: MemoryRestoreMode, report: &Value) {
         MemoryRestoreMode::Prefetch => {
             assert!(prefetched > 50, "{report}");
             assert_eq!(report["working_set_pages"], prefetched, "{report}");
-            assert_eq!(uffd, count(report, "missed_pages"), "{report}");
+            let (missed, early) = (count(report, "missed_pages"), count(report, "early_pages"));
+            assert_eq!(uffd, missed + early, "{report}");
             assert!(report["install_ms"]["bytes_read"].as_u64().unwrap() >= prefetched * 4096);
         }
     }
@@ -79,6 +80,77 @@ fn every_mode_answers_alike(function: &'static str) {
             missed * 100 < recorded * 3,
             "{missed} missed of {recorded} recorded"
         );
+    });
+}
+
+/// Every way to install the working set gives the same response, runs as it was asked to, and says
+/// so.
+#[test]
+fn every_install_method_answers_alike() {
+    guarded(|| {
+        let scratch = scratch::dir();
+        let dir = scratch.path().join("snap");
+        let expected = snapshots::create("helloworld", &dir, &[21, 22]);
+        invoke(&dir, MemoryRestoreMode::Record, 21);
+        for method in InstallMethod::ALL {
+            let report = prefetch(&dir, &["--install", method.as_str()], 22).json();
+            assert_eq!(report["response"], expected[1], "{method}");
+            check_that_it_ran(MemoryRestoreMode::Prefetch, &report);
+            let ran = report["install_ms"]["method"].as_str().unwrap();
+            match method {
+                InstallMethod::Auto => assert!(["overlapped", "streamed"].contains(&ran)),
+                method => assert_eq!(ran, method.as_str()),
+            }
+            let missed = count(&report, "missed_pages");
+            assert!(missed * 100 < count(&report, "prefetched_pages") * 3);
+        }
+    });
+}
+
+/// A cold start by prefetch, with `options`.
+fn prefetch(dir: &Path, options: &[&str], seed: u64) -> launcher::Ended {
+    let mut command = launcher::command(["invoke", "--json", "--memory", "prefetch"]);
+    command.arg(dir).args(options);
+    command.arg("--input").arg(input(seed).to_string());
+    launcher::finish(launcher::start(&mut command))
+}
+
+#[test]
+fn a_damaged_working_set_ends_the_start_or_is_made_good_where_that_is_allowed() {
+    guarded(|| {
+        let scratch = scratch::dir();
+        let dir = scratch.path().join("snap");
+        let expected = snapshots::create("helloworld", &dir, &[31, 32]);
+        invoke(&dir, MemoryRestoreMode::Record, 31);
+        let set = dir.join("working-set");
+        let whole = std::fs::read(&set).unwrap();
+        // A page's checksum, the end of the file, the beginning, and no file at all.
+        let mut bad_page = whole.clone();
+        let at = whole.len() - 100;
+        bad_page[at] ^= 4;
+        let mut bad_header = whole.clone();
+        bad_header[20] ^= 1;
+        let damaged = [
+            Some(bad_page),
+            Some(whole[..whole.len() - 5000].to_vec()),
+            Some(bad_header),
+            None,
+        ];
+        for damage in damaged {
+            match &damage {
+                Some(bytes) => std::fs::write(&set, bytes).unwrap(),
+                None => std::fs::remove_file(&set).unwrap(),
+            }
+            for method in ["streamed", "overlapped", "direct", "one-read"] {
+                prefetch(&dir, &["--install", method], 32).failure(&["working set"]);
+
+                let options = ["--install", method, "--install-fallback"];
+                let report = prefetch(&dir, &options, 32).json();
+                assert_eq!(report["response"], expected[1], "{method}");
+                let reason = report["install_ms"]["fell_back"].as_str().unwrap();
+                assert!(reason.contains("working set"), "{method}: {reason}");
+            }
+        }
     });
 }
 

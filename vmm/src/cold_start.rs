@@ -125,6 +125,9 @@ pub struct Faults {
     /// Faults that the prefetch did not prevent, of pages that the set lacks or that were touched
     /// before they were installed; 0 in other modes.
     pub missed_pages: u64,
+    /// Faults on pages that the installation had not brought yet; 0 in other modes. All faults
+    /// of the pager are these and the missed ones.
+    pub early_pages: u64,
 }
 
 /// What the installation of a working set did, in milliseconds.
@@ -363,8 +366,9 @@ fn invoke(
         kernel_major: major - major_before,
         kernel_minor: minor - minor_before,
         prefetched_pages: prefetched_pages.unwrap_or_default(),
+        early_pages: stats.early_faults,
         missed_pages: match set_run.mode {
-            MemoryRestoreMode::Prefetch => stats.faults,
+            MemoryRestoreMode::Prefetch => stats.faults - stats.early_faults,
             _ => 0,
         },
     };

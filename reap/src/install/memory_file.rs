@@ -46,6 +46,7 @@ pub(super) fn install(
         })?;
     let set = reader.read_tables()?;
     check_inside(placer, set.extents(), reader.path())?;
+    placer.plan(set.extents());
     progress.expect(set.page_count());
     let runs = Runs {
         placer,

@@ -53,6 +53,22 @@ impl Placer {
             .find(|extent| !self.holds(extent.gpa, extent.pages))
     }
 
+    /// Says which pages are to come.
+    pub(super) fn plan(&self, extents: &[Extent]) {
+        let runs = extents.iter().flat_map(|extent| {
+            let mut done = 0;
+            std::iter::from_fn(move || {
+                let gpa = extent.gpa + done * PAGE_SIZE_BYTES;
+                let left = extent.pages - done;
+                let page_at = (left > 0).then(|| self.regions.locate_gpa(gpa)).flatten()?;
+                let pages = left.min(page_at.pages_to_region_end);
+                done += pages;
+                Some((page_at.index, pages))
+            })
+        });
+        self.shared.pages.plan(runs);
+    }
+
     /// Whether a region holds each of the `pages` from guest-physical address `gpa` on.
     fn holds(&self, gpa: u64, pages: u64) -> bool {
         let mut gpa = gpa;

@@ -54,6 +54,7 @@ pub(super) fn install(
     let started = Instant::now();
     let set = reader.read_tables()?;
     check_inside(placer, set.extents(), reader.path())?;
+    placer.plan(set.extents());
     progress.expect(set.page_count());
     if read_path == ReadPath::PageCache {
         reader.use_page_cache()?;

@@ -19,6 +19,7 @@ pub(super) fn install(
     let started = Instant::now();
     let (set, mut file_bytes) = reader.read_whole()?;
     check_inside(placer, set.extents(), reader.path())?;
+    placer.plan(set.extents());
     let mut report = InstallReport {
         read_path,
         extents: set.extents().len() as u64,

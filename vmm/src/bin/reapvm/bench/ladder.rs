@@ -369,7 +369,7 @@ mod tests {
                 })),
                 "faults": {
                     "uffd": 7, "kernel_major": 0, "kernel_minor": 0, "prefetched_pages": 0,
-                    "missed_pages": 0,
+                    "missed_pages": 0, "early_pages": 0,
                 },
                 "working_set_pages": null, "working_set_use": null, "evolution": null,
                 "trace": null, "guest_resident_kib": null, "vmm_overhead_kib": null,

@@ -58,7 +58,7 @@ pub(crate) struct CellResult {
 pub(crate) struct Totals {
     pub(crate) speedup_vs_file_geomean: Option<f64>,
     pub(crate) speedup_vs_file_mean: Option<f64>,
-    /// 100 x (1 - missed / faults on demand), over all functions; inputs other than recorded.
+    /// 100 x (1 - faults of prefetch / faults on demand), over all functions; inputs other than recorded.
     pub(crate) uffd_faults_eliminated_pct: Option<f64>,
     /// The same for the function for which it is least.
     pub(crate) uffd_faults_eliminated_min_pct: Option<f64>,
@@ -123,6 +123,7 @@ pub(crate) fn cold_cell(
             kernel_minor: median_count(reports, |r| r.faults.kernel_minor),
             prefetched_pages: median_count(reports, |r| r.faults.prefetched_pages),
             missed_pages: median_count(reports, |r| r.faults.missed_pages),
+            early_pages: median_count(reports, |r| r.faults.early_pages),
         }),
         booted_resident_mib,
         working_set_pages: reports
@@ -187,10 +188,7 @@ pub(crate) fn totals(results: &[CellResult], functions: &[String]) -> Totals {
     let faults: Vec<(f64, f64)> = pairs("ondemand", "prefetch")
         .iter()
         .filter_map(|(ondemand, prefetch)| {
-            Some((
-                ondemand.faults?.uffd as f64,
-                prefetch.faults?.missed_pages as f64,
-            ))
+            Some((ondemand.faults?.uffd as f64, prefetch.faults?.uffd as f64))
         })
         .collect();
     let eliminated = |faults: f64, missed: f64| 100.0 * (1.0 - missed / faults);
@@ -233,6 +231,7 @@ mod tests {
         cell.faults = Some(Faults {
             uffd,
             missed_pages: missed,
+            early_pages: 0,
             ..Default::default()
         });
         cell

@@ -24,7 +24,7 @@ pub(crate) fn render(
             "working set MiB",
             "booted MiB",
             "faults on demand",
-            "missed",
+            "faults",
             "speed-up",
         ]
         .map(str::to_owned),
@@ -59,7 +59,7 @@ pub(crate) fn render(
         row.push(get(WARM).map_or("-".into(), |c| format!("{:.0}", c.booted_resident_mib)));
         let faults = |mode: &str| get(mode).and_then(|c| c.faults);
         row.push(faults("ondemand").map_or("-".into(), |f| f.uffd.to_string()));
-        row.push(faults("prefetch").map_or("-".into(), |f| f.missed_pages.to_string()));
+        row.push(faults("prefetch").map_or("-".into(), |f| f.uffd.to_string()));
         row.push(match (get("file"), prefetch) {
             (Some(file), Some(prefetch)) => {
                 format!("{:.1}x", file.total_ms.p50 / prefetch.total_ms.p50)

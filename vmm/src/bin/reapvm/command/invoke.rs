@@ -112,8 +112,13 @@ pub(crate) fn print(report: &ColdStartReport, json: bool) -> Result<(), Box<dyn 
     }
     let faults = &report.faults;
     println!(
-        "  faults: {} by the pager ({} missed by the working set), kernel {} major, {} minor",
-        faults.uffd, faults.missed_pages, faults.kernel_major, faults.kernel_minor
+        "  faults: {} by the pager ({} missed by the working set, {} before it was there), kernel {} \
+         major, {} minor",
+        faults.uffd,
+        faults.missed_pages,
+        faults.early_pages,
+        faults.kernel_major,
+        faults.kernel_minor
     );
     if let (MemoryRestoreMode::Record, Some(pages)) = (report.mode, report.working_set_pages) {
         println!("  recorded {pages} pages");
