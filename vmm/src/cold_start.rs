@@ -122,8 +122,7 @@ pub struct Faults {
     pub kernel_minor: u64,
     /// Pages that were installed as a working set.
     pub prefetched_pages: u64,
-    /// Faults that the prefetch did not prevent, of pages that the set lacks or that were touched
-    /// before they were installed; 0 in other modes.
+    /// Faults on pages that the working set lacks; 0 in other modes.
     pub missed_pages: u64,
     /// Faults on pages that the installation had not brought yet; 0 in other modes. All faults
     /// of the pager are these and the missed ones.
