@@ -14,13 +14,14 @@ use crate::nested::vm::SMALL_KERNEL;
 use crate::nested::{CORPUS_FOLDER, INTEGRATION_FOLDER};
 
 /// The modules of a Linux guest.
-const GUEST_MODULES: [&str; 6] = [
+const GUEST_MODULES: [&str; 7] = [
     "virtio_mmio",
     "vmw_vsock_virtio_transport",
     "virtio_blk",
     "virtio_net",
     "virtio_rng",
     "virtio_balloon",
+    "pvpanic_mmio",
 ];
 /// The modules of the nested host.
 const NESTED_HOST_MODULES: [&str; 4] = ["virtio_blk", "irqbypass", "kvm_amd", "tun"];

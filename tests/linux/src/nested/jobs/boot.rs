@@ -14,6 +14,9 @@ use crate::nested::vm::{CMDLINE, Image, Vm};
 /// On a busy host, ticks go missing.
 const MAX_CLOCK_ERROR_NS: u64 = 2_000_000_000;
 
+/// Exit code of reapvm when the guest's kernel has said that it panicked.
+const GUEST_PANICKED: i32 = 3;
+
 /// Boots `image` with each number of vCPUs.
 pub(super) fn run(series: &str, image: Image, vcpu_counts: &[u64]) {
     for &vcpus in vcpu_counts {
@@ -37,6 +40,15 @@ pub(super) fn panics(series: &str) {
 fn host_ns() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     now.as_nanos() as u64
+}
+
+/// A kernel with the driver of pvpanic says that it panics, and reapvm's exit code does.
+pub(super) fn reports_its_panic(series: &str) {
+    let vm = Vm::boot(series, Image::Vmlinux, &[]);
+    // It does not live to answer.
+    let _ = vm.connect().ask(&Request::Panic {});
+    assert_eq!(vm.wait_for_end(), Some(GUEST_PANICKED));
+    say(&format!("{series} reports its panic"));
 }
 
 fn check(vm: &Vm, vcpus: u64, boot: Duration) {

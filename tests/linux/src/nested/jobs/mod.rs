@@ -305,6 +305,14 @@ pub const JOBS: &[Job] = &[
             boot::panics("6.12");
         },
     ),
+    job(
+        "pvpanic",
+        "a guest whose kernel panics says so, and reapvm's exit code does, 6.1 and 6.12",
+        || {
+            boot::reports_its_panic("6.1");
+            boot::reports_its_panic("6.12");
+        },
+    ),
 ];
 
 /// Runs the job `name`, in this process.
