@@ -142,7 +142,10 @@ pub const JOBS: &[Job] = &[
             modes::run(SMALL_KERNEL, 2);
         },
     )
-    .needing(Needs::SmallKernel),
+    .needing(Needs::SmallKernel)
+    // Fails so far: the kernel boots, and reapvm-guest-init ends with a panic, of which nothing is
+    // said on the console.
+    .by_hand(),
     job(
         "clones",
         "clones of one snapshot draw different random bytes",
