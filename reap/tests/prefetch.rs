@@ -20,8 +20,8 @@ use reapvm_reap::{
 };
 use reapvm_snapshot::SnapshotId;
 use support::{
-    GuestMemory, PAGE, TestSource, expected_page, failure_of, pager, shuffled, unregistered_pager,
-    within_time,
+    GuestMemory, PAGE, Refused, TestSource, expected_page, failure_of, pager, shuffled,
+    unregistered_pager, within_time, without,
 };
 
 /// More than two pieces of a streamed install.
@@ -486,6 +486,69 @@ fn a_pager_that_is_dropped_while_it_installs_ends() {
             .unwrap();
         within_time(move || drop(pager));
     }
+}
+
+#[test]
+fn a_host_without_io_uring_is_an_error_that_says_what_to_use() {
+    let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let path = dir.path().join("working-set");
+    write_set(&path, &(0..600).collect::<Vec<_>>());
+    // Or it would be read from the page cache.
+    reapvm_reap::page_cache::evict(&path).unwrap();
+    let no_io_uring = Refused {
+        number: libc::SYS_io_uring_setup,
+        second_argument: None,
+        errno: libc::EPERM,
+    };
+    for method in [
+        InstallMethod::Streamed,
+        InstallMethod::Overlapped,
+        InstallMethod::Direct,
+    ] {
+        without(&no_io_uring, || {
+            let memory = GuestMemory::new(PAGES);
+            let (_pager, result) = install_all(&memory, &path, method);
+            let error = result.unwrap_err();
+            assert!(matches!(*error, InstallError::NoIoUring { .. }), "{error}");
+            let message = error.to_string();
+            assert!(message.contains(method.as_str()) && message.contains("one-read"));
+
+            // What reads in another way is not kept from it.
+            let memory = GuestMemory::new(PAGES);
+            let options = InstallOptions {
+                read_path: Some(ReadPath::Pread),
+                ..InstallOptions::new(method)
+            };
+            let (_pager, result) = install_with(vec![memory.region()], open(&path), options);
+            assert_eq!(result.unwrap().pages, 600, "{method}");
+            check_pages(&memory, vec![0, 300, 599]);
+        });
+    }
+}
+
+#[test]
+fn a_kernel_that_does_not_move_pages_is_an_error_that_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("working-set");
+    write_set(&path, &(0..600).collect::<Vec<_>>());
+    let no_move = Refused {
+        number: libc::SYS_ioctl,
+        // UFFDIO_MOVE
+        second_argument: Some(0xc028_aa05),
+        errno: libc::ENOTTY,
+    };
+    without(&no_move, || {
+        let memory = GuestMemory::new(PAGES);
+        let (_pager, result) = install_all(&memory, &path, InstallMethod::Moved);
+        let error = result.unwrap_err();
+        assert!(matches!(*error, InstallError::NoMove { .. }), "{error}");
+        // The machine may go on as if on demand.
+        check_pages(&memory, vec![0, 300, 599]);
+
+        let memory = GuestMemory::new(PAGES);
+        let (_pager, result) = install_all(&memory, &path, InstallMethod::Streamed);
+        assert_eq!(result.unwrap().pages, 600);
+    });
 }
 
 /// A working set whose last page is damaged.
