@@ -201,7 +201,7 @@ pub struct ColdStartReport {
     /// What is in the trace, if one was asked for.
     #[serde(default)]
     pub trace: Option<TraceReport>,
-    /// Resident guest memory at the response, in KiB, if it was counted.
+    /// Resident guest memory after the response, in KiB, if it was counted.
     pub guest_resident_kib: Option<u64>,
     /// Resident memory of the process beyond the guest's at the response, in KiB, if it was
     /// counted.
@@ -336,16 +336,17 @@ fn invoke(
         first_byte: since(reply.marks.first_byte_ns),
         response: since(reply.marks.response_ns),
     };
-    let memory = start
-        .count_resident
-        .then(|| residency::process_memory(&machine.memory().host_ranges()))
-        .transpose()
-        .map_err(ColdStartError::Residency)?;
     // Where the guest did not wait for all of it, the rest may still be on its way.
     let install = machine
         .memory()
         .finish_install()
         .map_err(BuildError::Memory)?;
+    // When the buffers of the installation are gone.
+    let memory = start
+        .count_resident
+        .then(|| residency::process_memory(&machine.memory().host_ranges()))
+        .transpose()
+        .map_err(ColdStartError::Residency)?;
     let prefetched_pages = install.as_ref().map(|report| report.pages);
     if start.trace.is_some() || set_run.needs_rest() {
         // What is written is then whole.
