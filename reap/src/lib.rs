@@ -70,7 +70,7 @@ pub use evolution::{
 pub use extents::{Extent, merge_first_touch};
 pub use install::{
     Install, InstallError, InstallMethod, InstallOptions, InstallReport, ParseInstallMethodError,
-    ReadPath,
+    ReadPath, read_time,
 };
 pub use mode::{MemoryRestoreMode, ParseMemoryRestoreModeError};
 pub use page_states::{PageState, PageStates};

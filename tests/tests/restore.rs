@@ -116,6 +116,32 @@ fn prefetch(dir: &Path, options: &[&str], seed: u64) -> launcher::Ended {
 }
 
 #[test]
+fn reads_are_as_the_disk_was_tuned_and_a_disk_that_was_not_is_refused() {
+    guarded(|| {
+        let scratch = scratch::dir();
+        let dir = scratch.path().join("snap");
+        let cache = scratch.path().join("cache");
+        let expected = snapshots::create("helloworld", &dir, &[41, 42]);
+        invoke(&dir, MemoryRestoreMode::Record, 41);
+        let start = || {
+            let mut command = launcher::command(["invoke", "--json", "--memory", "prefetch"]);
+            command.arg(&dir).arg("--install-tuned");
+            command.arg("--input").arg(input(42).to_string());
+            command.env("XDG_CACHE_HOME", &cache);
+            launcher::finish(launcher::start(&mut command))
+        };
+        start().failure(&["was not measured", "reapvm tune"]);
+        let mut tune = launcher::command(["tune", "--json"]);
+        tune.arg(&dir).env("XDG_CACHE_HOME", &cache);
+        let tuning = launcher::finish(launcher::start(&mut tune)).json();
+        assert!(tuning["mib_s"].as_f64().unwrap() > 0.0, "{tuning}");
+        assert_eq!(start().json()["response"], expected[1]);
+        std::fs::write(cache.join("reapvm/tunings.json"), "{").unwrap();
+        start().failure(&["make no sense"]);
+    });
+}
+
+#[test]
 fn a_damaged_working_set_ends_the_start_or_is_made_good_where_that_is_allowed() {
     guarded(|| {
         let scratch = scratch::dir();

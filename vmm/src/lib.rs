@@ -21,4 +21,5 @@ pub mod machine;
 pub mod memory;
 pub mod observe;
 pub mod residency;
+pub mod tuning;
 pub mod vcpu;

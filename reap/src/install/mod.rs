@@ -11,6 +11,7 @@ mod method;
 mod pieces;
 mod place;
 mod progress;
+mod read_rate;
 mod reads;
 mod report;
 mod streams;
@@ -29,6 +30,7 @@ use crate::working_set::WorkingSetError;
 use crate::working_set_reader::WorkingSetReader;
 
 pub use method::{InstallMethod, InstallOptions, ParseInstallMethodError};
+pub use read_rate::read_time;
 pub use report::{InstallReport, ReadPath};
 
 pub(crate) use direct::install_unregistered;

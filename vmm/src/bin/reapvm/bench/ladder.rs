@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use reapvm::cold_start::{ColdStart, ColdStartReport, InstallMs, WorkingSetOptions};
 use reapvm::config::Overrides;
+use reapvm::tuning::{self, Tuning};
 use reapvm_reap::{InstallMethod, InstallOptions, MemoryRestoreMode, ReadPath};
 use serde::Serialize;
 
@@ -35,7 +36,7 @@ struct Rung {
 }
 
 /// All rungs, from the kernel's own faults to the default.
-fn rungs() -> Vec<Rung> {
+fn rungs(tuning: &Tuning) -> Vec<Rung> {
     let mode = |name, mode| Rung {
         name,
         mode,
@@ -65,6 +66,13 @@ fn rungs() -> Vec<Rung> {
             InstallMethod::Streamed,
             Some(ReadPath::IoUring),
         ),
+        Rung {
+            options: tuning.apply(InstallOptions {
+                read_path: Some(ReadPath::IoUring),
+                ..InstallOptions::new(InstallMethod::Streamed)
+            }),
+            ..install("streams, tuned", InstallMethod::Streamed, None)
+        },
         install(
             "streams, moved",
             InstallMethod::Moved,
@@ -109,6 +117,8 @@ struct Report {
     image: &'static str,
     host: Host,
     disk: Disk,
+    /// How the reads of the tuned rung are made.
+    tuning: Tuning,
     bandwidth: Vec<(String, Bandwidth)>,
     steps: Vec<Step>,
 }
@@ -167,6 +177,7 @@ fn measure_function(
     function: &str,
     arguments: &Bench,
     disk: &Disk,
+    rungs: &[Rung],
     progress: &Progress,
 ) -> Result<(Bandwidth, Vec<Step>), Box<dyn Error>> {
     let dir: PathBuf = arguments.dir.join(function);
@@ -192,7 +203,6 @@ fn measure_function(
     rustix::fs::sync();
     let set = dir.join(reapvm_snapshot::WORKING_SET_FILE);
     let bandwidth = fio::measure(&[set], disk)?;
-    let rungs = rungs();
     let mut reports: Vec<Vec<ColdStartReport>> = vec![Vec::new(); rungs.len()];
     progress.function(format!("{function}: cold starts"));
     for run in 0..arguments.runs {
@@ -305,19 +315,23 @@ pub(super) fn run(arguments: &Bench, image: &BenchImage, functions: &[String]) -
     let host = host()?;
     eprintln!("measuring the disk");
     let disk = disk::measure(&arguments.dir)?;
-    let steps_a_function = arguments.runs as usize * rungs().len();
+    eprintln!("tuning the reads");
+    let tuning = tuning::measure(&arguments.dir, |_| {})?;
+    let rungs = rungs(&tuning);
+    let steps_a_function = arguments.runs as usize * rungs.len();
     let progress = Progress::new((steps_a_function * functions.len()) as u64);
     let mut report = Report {
         image: image.name(),
         host,
         disk,
+        tuning,
         bandwidth: Vec::new(),
         steps: Vec::new(),
     };
     let mut tables = Vec::new();
     for function in functions {
         let (bandwidth, mut steps) =
-            measure_function(image, function, arguments, &report.disk, &progress)
+            measure_function(image, function, arguments, &report.disk, &rungs, &progress)
                 .map_err(|error| format!("{function}: {}", crate::output::chain(error.as_ref())))?;
         tables.push(render(&steps, &bandwidth));
         report.bandwidth.push((function.clone(), bandwidth));
@@ -325,6 +339,13 @@ pub(super) fn run(arguments: &Bench, image: &BenchImage, functions: &[String]) -
     }
     progress.0.finish_and_clear();
     println!("{}", tables.join("\n"));
+    println!(
+        "tuned: reads of {} KiB, {} under way in each of two threads; untuned: {} KiB, {}",
+        report.tuning.piece_bytes >> 10,
+        report.tuning.depth,
+        InstallOptions::DEFAULT_PIECE_BYTES >> 10,
+        InstallOptions::DEFAULT_DEPTH
+    );
     if let Some(path) = &arguments.json {
         write_json(path, &report)?;
     }
@@ -335,9 +356,15 @@ pub(super) fn run(arguments: &Bench, image: &BenchImage, functions: &[String]) -
 mod tests {
     use super::*;
 
+    const TUNING: Tuning = Tuning {
+        piece_bytes: 512 << 10,
+        depth: 2,
+        mib_s: 1000.0,
+    };
+
     #[test]
     fn rungs_have_names_of_their_own_and_start_with_what_they_are_compared_with() {
-        let rungs = rungs();
+        let rungs = rungs(&TUNING);
         assert_eq!(rungs[0].mode, MemoryRestoreMode::File);
         let names: std::collections::BTreeSet<_> = rungs.iter().map(|rung| rung.name).collect();
         assert_eq!(names.len(), rungs.len());
@@ -376,7 +403,7 @@ mod tests {
             });
             serde_json::from_value::<ColdStartReport>(report).unwrap()
         };
-        let rungs = rungs();
+        let rungs = rungs(&TUNING);
         let steps = [
             summarise_step("f", &rungs[0], &[start(100.0, None)], &bandwidth),
             summarise_step(

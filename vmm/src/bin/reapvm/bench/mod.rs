@@ -198,7 +198,7 @@ fn measure_function(
         dir: &dir,
         mode: MemoryRestoreMode::Record,
         set: WorkingSetOptions::default(),
-        install: arguments.install.options(),
+        install: arguments.install.options(&arguments.dir)?,
         input: &recorded_input,
         timeout: TIMEOUT,
         keep_recording: false,

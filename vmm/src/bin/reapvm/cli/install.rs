@@ -2,7 +2,10 @@
 
 use std::ffi::OsString;
 
+use std::path::Path;
+
 use clap::Args;
+use reapvm::tuning::{self, TuningError};
 use reapvm_reap::{InstallMethod, InstallOptions, ReadPath};
 use reapvm_snapshot::PAGE_SIZE;
 
@@ -31,20 +34,28 @@ pub(crate) struct InstallArguments {
     /// Reads that each of two threads keeps under way
     #[arg(long = "install-depth", value_name = "N", default_value_t = InstallOptions::DEFAULT_DEPTH as u64, value_parser = clap::value_parser!(u64).range(1..=256))]
     pub(crate) depth: u64,
+    /// Chunk and depth that `reapvm tune` has found for the disk of the snapshot
+    #[arg(long = "install-tuned", conflicts_with_all = ["chunk_bytes", "depth"])]
+    pub(crate) tuned: bool,
     /// Serve on demand what a working set that is missing or damaged does not give, and say so
     #[arg(long = "install-fallback")]
     pub(crate) fall_back: bool,
 }
 
 impl InstallArguments {
-    /// As the library takes them.
-    pub(crate) fn options(&self) -> InstallOptions {
-        InstallOptions {
+    /// As the library takes them, for a snapshot in or under the directory `dir`.
+    pub(crate) fn options(&self, dir: &Path) -> Result<InstallOptions, TuningError> {
+        let options = InstallOptions {
             method: self.method,
             read_path: self.read_path,
             piece_bytes: self.chunk_bytes,
             depth: self.depth as usize,
             may_fall_back: self.fall_back,
+        };
+        if self.tuned {
+            Ok(tuning::find(&tuning::cache_path()?, dir)?.apply(options))
+        } else {
+            Ok(options)
         }
     }
 }

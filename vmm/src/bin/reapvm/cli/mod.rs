@@ -104,6 +104,8 @@ pub(crate) enum Command {
     /// Merge and compare the working sets of a snapshot, and look into them
     #[command(subcommand)]
     WorkingSet(WorkingSetCommand),
+    /// Measure how a disk is best read, for --install-tuned
+    Tune(Tune),
     /// Measure warm and cold starts of the built-in functions
     Bench(Bench),
     /// The built-in guest's image
@@ -325,6 +327,16 @@ pub(crate) struct Restore {
     /// saved [default: 60], after this long
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) timeout: Option<Duration>,
+}
+
+#[derive(Args)]
+pub(crate) struct Tune {
+    /// A directory on the disk where the snapshots are
+    #[arg(default_value = ".")]
+    pub(crate) dir: PathBuf,
+    /// Print what was found as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Which guest a benchmark measures.

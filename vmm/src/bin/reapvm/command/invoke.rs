@@ -30,7 +30,7 @@ pub(super) fn run(arguments: &Invoke, process_start_ns: u64) -> CommandResult {
         dir: &arguments.dir,
         mode: arguments.memory.unwrap_or(MemoryRestoreMode::OnDemand),
         set,
-        install: arguments.install.options(),
+        install: arguments.install.options(&arguments.dir)?,
         input: &arguments.input,
         timeout: arguments.timeout,
         keep_recording: !arguments.discard_recording,

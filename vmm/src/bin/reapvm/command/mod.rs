@@ -7,6 +7,7 @@ mod run;
 mod save;
 mod snapshot;
 mod trace;
+mod tune;
 mod working_set;
 
 use std::error::Error;
@@ -32,6 +33,7 @@ pub(crate) fn run(command: Command, process_start_ns: u64) -> CommandResult {
         Command::ServeWorker(arguments) => serve::run_worker(&arguments, process_start_ns),
         Command::WorkingSet(command) => working_set::run(command),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Tune(arguments) => tune::run(&arguments),
         Command::Image(command) => image::run(command),
     }
 }

@@ -97,7 +97,7 @@ fn make_original(
         dir: &dir,
         mode: MemoryRestoreMode::Record,
         set: WorkingSetOptions::default(),
-        install: arguments.install.options(),
+        install: arguments.install.options(&arguments.dir)?,
         input: &input(RECORDED_SEED),
         timeout: TIMEOUT,
         keep_recording: true,
@@ -187,7 +187,9 @@ fn measure_cell(
         }
         evict(image, &starts)?;
         let started = match &server {
-            None => starts::by_processes(&starts, mode, arguments.install.options())?,
+            None => {
+                starts::by_processes(&starts, mode, arguments.install.options(&arguments.dir)?)?
+            }
             Some(server) => server.invoke(&starts, templates.len(), mode)?,
         };
         progress.step(format!("{count} x {mode} by {}", by.as_str()));

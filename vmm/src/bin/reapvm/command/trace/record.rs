@@ -24,7 +24,7 @@ pub(super) fn run(arguments: &TraceRecordArguments) -> CommandResult {
         dir: &arguments.dir,
         mode: arguments.mode,
         set: WorkingSetOptions::default(),
-        install: arguments.install.options(),
+        install: arguments.install.options(&arguments.dir)?,
         overrides: &overrides,
         input: &arguments.input,
         timeout: arguments.timeout,
