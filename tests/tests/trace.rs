@@ -186,6 +186,17 @@ fn a_trace_is_exported_compared_and_reported() {
         assert!(page.contains("Page faults of helloworld, memory mode ondemand"));
         assert!(page.contains(&format!("reapvm trace report {first} -o {html}")));
 
+        // The pager sees no instructions, and says so instead of an empty table.
+        let map = path("System.map");
+        std::fs::write(&map, "ffffffff81000000 T start\n").unwrap();
+        let symbols = ["trace", "symbols", &first, "--system-map", &map, "--json"];
+        let found = launcher::run(symbols).json();
+        assert_eq!(found["without_instruction"], count);
+        assert_eq!(found["symbols"].as_array().unwrap().len(), 0);
+        launcher::run(["trace", "symbols", &first, "--elf", &map]).failure(&["no ELF file"]);
+        std::fs::write(&map, "no map\n").unwrap();
+        launcher::run(["trace", "symbols", &first, "--system-map", &map]).failure(&["line 1"]);
+
         // A damaged trace leaves no half of an export, and the report of before.
         let whole = std::fs::read(&first).unwrap();
         snapshots::flip_bit(Path::new(&first), whole.len() as u64 * 3 / 4);

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`Statistics`] | counts, distributions and curves of a trace, in one pass |
 //! | [`Comparison`] | which pages two traces share, and how alike their orders are |
+//! | [`TouchesBySymbol`] | touches by the guest's functions, where the trace has its instructions |
 //! | [`export`] | CSV, JSON lines, Apache Parquet, Chrome's trace-event JSON |
 //! | [`report`](mod@report) | one HTML file with figures, their tables, and no need of a network |
 //!
@@ -27,6 +28,7 @@ mod plot;
 pub mod report;
 mod space;
 mod statistics;
+mod symbols;
 #[cfg(test)]
 mod test_traces;
 
@@ -35,6 +37,7 @@ pub use histogram::{Bucket, Histogram};
 pub use page_set::PageSet;
 pub use space::{AddressBin, AddressMap};
 pub use statistics::{CurvePoint, PhaseCounts, Statistics, ThreadCounts};
+pub use symbols::{SymbolTable, SymbolTouches, SymbolsError, TouchesBySymbol};
 
 /// Length of a page of guest memory, in bytes.
 pub(crate) const PAGE_BYTES: u64 = reapvm_snapshot::PAGE_SIZE as u64;

@@ -1,4 +1,4 @@
-//! `reapvm-trace`: what `reapvm trace export`, `diff` and `report` run.
+//! `reapvm-trace`: what `reapvm trace export`, `diff`, `report` and `symbols` run.
 //!
 //! A program of its own, so that a virtual machine does not carry the code for it in memory.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
@@ -10,8 +10,8 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser};
 
-use reapvm_analysis::Comparison;
 use reapvm_analysis::export::{Format, UnknownFormat};
+use reapvm_analysis::{Comparison, SymbolTable, TouchesBySymbol};
 use reapvm_reap::trace::TraceReader;
 use reapvm_snapshot::files::replace_file;
 
@@ -27,6 +27,8 @@ enum Command {
     Diff(TraceDiff),
     /// Write one HTML file with figures of a trace, and their numbers
     Report(TraceReport),
+    /// Count touches by the guest's functions, where the trace has its instructions
+    Symbols(TraceSymbols),
 }
 
 #[derive(Args)]
@@ -66,11 +68,39 @@ struct TraceReport {
     out: PathBuf,
 }
 
+#[derive(Args)]
+#[command(group = clap::ArgGroup::new("symbols").required(true))]
+struct TraceSymbols {
+    /// The trace
+    file: PathBuf,
+    /// The kernel or the image with its symbols: an ELF file
+    #[arg(long, value_name = "FILE", group = "symbols")]
+    elf: Option<PathBuf>,
+    /// The System.map of the guest's kernel
+    #[arg(long, value_name = "FILE", group = "symbols")]
+    system_map: Option<PathBuf>,
+    /// How far the kernel was moved from where it was linked (KASLR), in hexadecimal
+    #[arg(long, value_name = "HEX", default_value = "0", value_parser = hexadecimal)]
+    moved_by: u64,
+    /// Print no more functions than these
+    #[arg(long, value_name = "N", default_value_t = 30)]
+    limit: usize,
+    /// Print all as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+fn hexadecimal(text: &str) -> Result<u64, String> {
+    u64::from_str_radix(text.trim_start_matches("0x"), 16)
+        .map_err(|error| format!("not a hexadecimal number: {error}"))
+}
+
 fn main() -> ExitCode {
     let result = match Command::parse() {
         Command::Export(arguments) => export(&arguments),
         Command::Diff(arguments) => diff(&arguments),
         Command::Report(arguments) => report(&arguments),
+        Command::Symbols(arguments) => symbols(&arguments),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {}", chain(error.as_ref()));
@@ -174,6 +204,53 @@ fn report(arguments: &TraceReport) -> CommandResult {
     let page = reapvm_analysis::report::report(&mut reader, &command)?;
     replace_file(&arguments.out, |file| file.write_all(page.as_bytes()))?;
     println!("{}: {} bytes", arguments.out.display(), page.len());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn symbols(arguments: &TraceSymbols) -> CommandResult {
+    let named = |path: &Path, error: &dyn Error| format!("'{}': {error}", path.display());
+    let table = match (&arguments.elf, &arguments.system_map) {
+        (Some(path), _) => {
+            let bytes = std::fs::read(path).map_err(|error| named(path, &error))?;
+            SymbolTable::from_elf(&bytes).map_err(|error| named(path, &error))?
+        }
+        (None, Some(path)) => {
+            let text = std::fs::read_to_string(path).map_err(|error| named(path, &error))?;
+            SymbolTable::from_system_map(&text).map_err(|error| named(path, &error))?
+        }
+        (None, None) => return Err("give --elf or --system-map".into()),
+    };
+    let mut reader = TraceReader::open(&arguments.file, None)?;
+    let found = TouchesBySymbol::of(&mut reader, &table, arguments.moved_by)?;
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&found)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!(
+        "{:>10} {:>10} {:>12}  function",
+        "touches", "pages", "service us"
+    );
+    for symbol in found.symbols.iter().take(arguments.limit) {
+        println!(
+            "{:>10} {:>10} {:>12.1}  {}",
+            symbol.touches,
+            symbol.pages,
+            symbol.service_ns as f64 / 1e3,
+            symbol.symbol
+        );
+    }
+    let left_out = found.symbols.len().saturating_sub(arguments.limit);
+    if left_out > 0 {
+        println!("and {left_out} more functions");
+    }
+    println!(
+        "{} touches by instructions in no function of the table",
+        found.unknown
+    );
+    println!(
+        "{} touches whose instruction the trace does not know",
+        found.without_instruction
+    );
     Ok(ExitCode::SUCCESS)
 }
 

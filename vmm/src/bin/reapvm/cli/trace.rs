@@ -62,6 +62,8 @@ pub(crate) enum TraceCommand {
     Diff(TraceAnalysis),
     /// Write one HTML file with figures of a trace, and their numbers
     Report(TraceAnalysis),
+    /// Count touches by the guest's functions, where the trace has its instructions
+    Symbols(TraceAnalysis),
 }
 
 #[derive(Args)]

@@ -1,4 +1,4 @@
-//! `reapvm trace export|diff|report`: what the program `reapvm-trace` does.
+//! `reapvm trace export|diff|report|symbols`: what the program `reapvm-trace` does.
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;

@@ -14,5 +14,6 @@ pub(super) fn run(command: TraceCommand) -> CommandResult {
         TraceCommand::Export(arguments) => analysis::run("export", &arguments),
         TraceCommand::Diff(arguments) => analysis::run("diff", &arguments),
         TraceCommand::Report(arguments) => analysis::run("report", &arguments),
+        TraceCommand::Symbols(arguments) => analysis::run("symbols", &arguments),
     }
 }
