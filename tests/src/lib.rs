@@ -10,6 +10,7 @@ pub mod fuzzed;
 pub mod guest;
 pub mod launcher;
 pub mod namespace;
+pub mod reports;
 pub mod scratch;
 pub mod server;
 pub mod snapshots;

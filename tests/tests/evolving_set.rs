@@ -13,27 +13,13 @@ use std::time::Duration;
 use reapvm_reap::{SnapshotPageSource, WorkingSet, WorkingSetError, WorkingSetState};
 use reapvm_snapshot::Snapshot;
 use reapvm_tests::launcher;
+use reapvm_tests::reports::{count, invoke};
 use reapvm_tests::scratch;
 use reapvm_tests::snapshots;
 use reapvm_tests::watchdog::guarded;
 use serde_json::{Value, json};
 
 const EVOLVE: [&str; 2] = ["--working-set-policy", "evolve"];
-
-fn invoke(dir: &Path, input: &Value, arguments: &[&str]) -> Value {
-    let mut command = launcher::command(["invoke", "--json"]);
-    command
-        .arg(dir)
-        .args(["--input", &input.to_string()])
-        .args(arguments);
-    launcher::finish(launcher::start(&mut command)).json()
-}
-
-fn count(value: &Value) -> u64 {
-    value
-        .as_u64()
-        .unwrap_or_else(|| panic!("no number: {value}"))
-}
 
 fn memory_bytes(snapshot: &Snapshot) -> u64 {
     snapshot.manifest().memory.page_count() * 4096

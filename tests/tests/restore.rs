@@ -9,6 +9,7 @@ use reapvm::function_vm::{self, FunctionVm, ReadyWhen};
 use reapvm::machine::{Lifecycle, Machine, MachineError, RestoreOptions, SaveError};
 use reapvm_reap::{InstallMethod, MemoryRestoreMode};
 use reapvm_tests::launcher;
+use reapvm_tests::reports;
 use reapvm_tests::scratch;
 use reapvm_tests::snapshots::{self, TIMEOUT, call, input};
 use reapvm_tests::watchdog::guarded;
@@ -16,15 +17,13 @@ use serde_json::Value;
 
 /// A cold start by the program, with its report.
 fn invoke(dir: &Path, mode: MemoryRestoreMode, seed: u64) -> Value {
-    let mut command = launcher::command(["invoke", "--json", "--memory", mode.as_str()]);
-    command.arg(dir).arg("--input").arg(input(seed).to_string());
-    let report = launcher::finish(launcher::start(&mut command)).json();
+    let report = reports::invoke(dir, &input(seed), &["--memory", mode.as_str()]);
     assert_eq!(report["mode"], mode.as_str());
     report
 }
 
 fn count(report: &Value, name: &str) -> u64 {
-    report["faults"][name].as_u64().unwrap()
+    reports::count(&report["faults"][name])
 }
 
 /// What tells that the mode that was asked for is the one that ran.

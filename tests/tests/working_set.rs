@@ -11,6 +11,7 @@ use reapvm::memory::Observation;
 use reapvm_reap::{MemoryRestoreMode, SnapshotPageSource, WorkingSet};
 use reapvm_snapshot::Snapshot;
 use reapvm_tests::launcher;
+use reapvm_tests::reports::{count, invoke};
 use reapvm_tests::scratch;
 use reapvm_tests::snapshots::{self, call};
 use reapvm_tests::watchdog::guarded;
@@ -19,25 +20,9 @@ use serde_json::{Value, json};
 /// Its number: `linux/capability.h`.
 const CAP_SYS_ADMIN: libc::c_ulong = 21;
 
-/// One start with `arguments`; its report.
-fn invoke(dir: &Path, input: &Value, arguments: &[&str]) -> Value {
-    let mut command = launcher::command(["invoke", "--json"]);
-    command
-        .arg(dir)
-        .args(["--input", &input.to_string()])
-        .args(arguments);
-    launcher::finish(launcher::start(&mut command)).json()
-}
-
 fn record(dir: &Path, input: &Value, copy: &Path) {
     invoke(dir, input, &["--memory", "record"]);
     fs::copy(dir.join("working-set"), copy).unwrap();
-}
-
-fn count(value: &Value) -> u64 {
-    value
-        .as_u64()
-        .unwrap_or_else(|| panic!("no number: {value}"))
 }
 
 /// Faults on demand with `input`, and those that a prefetch leaves of them, with its report.
