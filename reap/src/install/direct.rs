@@ -6,39 +6,20 @@
 //! and before KVM, a device or the guest looks at it.
 
 use std::slice;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread;
 use std::time::Instant;
 
 use reapvm_snapshot::PAGE_SIZE;
 use rustix::mm::{Advice, madvise};
 
-use super::pieces::{Piece, pieces};
+use super::pieces::Piece;
 use super::place::Placer;
-use super::reads::Reads;
-use super::streams::{read_failure, verify_run};
-use super::{
-    Install, InstallError, InstallMethod, InstallReport, ReadPath, STACK_BYTES, THREAD_NAME,
-    check_inside,
-};
+use super::streams::{Destination, Streams};
+use super::verify::verify_run;
+use super::{Install, InstallError, InstallMethod, InstallReport, ReadPath, check_inside};
 use crate::PAGE_SIZE_BYTES;
 use crate::extents::Extent;
 use crate::working_set::WorkingSet;
 use crate::working_set_reader::WorkingSetReader;
-
-/// How many threads read and verify.
-const THREADS: usize = 2;
-
-struct Scatter<'a> {
-    placer: &'a Placer,
-    reader: &'a WorkingSetReader,
-    set: &'a WorkingSet,
-    pieces: Vec<Piece>,
-    by_io_uring: bool,
-    depth: usize,
-    next: AtomicUsize,
-    has_failed: AtomicBool,
-}
 
 /// Reads the working set into guest memory. After an error, all of it is missing again.
 ///
@@ -50,36 +31,30 @@ pub(crate) unsafe fn install_unregistered(
 ) -> Result<InstallReport, InstallError> {
     let started = Instant::now();
     let reader = &install.working_set;
-    let options = &install.options;
     let set = reader.read_tables()?;
     check_inside(placer, set.extents(), reader.path())?;
-    let by_io_uring = options.read_path.unwrap_or(ReadPath::IoUring) == ReadPath::IoUring;
-    let piece_pages = (options.piece_bytes / PAGE_SIZE_BYTES).max(1);
-    let scatter = Scatter {
-        placer,
-        reader,
-        set: &set,
-        pieces: pieces(set.extents(), piece_pages),
-        by_io_uring,
-        depth: if by_io_uring { options.depth.max(1) } else { 1 },
-        next: AtomicUsize::new(0),
-        has_failed: AtomicBool::new(false),
+    let read_path = match install.options.read_path {
+        None | Some(ReadPath::IoUring) => ReadPath::IoUring,
+        // Never through the page cache, which would be one copy more.
+        Some(ReadPath::Pread | ReadPath::PageCache) => ReadPath::Pread,
     };
     let mut report = InstallReport {
         method: InstallMethod::Direct,
-        read_path: if by_io_uring {
-            ReadPath::IoUring
-        } else {
-            ReadPath::Pread
-        },
+        read_path,
         extents: set.extents().len() as u64,
         bytes_read: reader.data_offset(),
         read_ns: started.elapsed().as_nanos() as u64,
         ..InstallReport::default()
     };
-    if let Err(error) = scatter.run_all(&mut report) {
+    let in_place = InPlace {
+        placer,
+        reader,
+        set: &set,
+    };
+    let streams = Streams::new(install, InstallMethod::Direct, &set, read_path);
+    if let Err(error) = streams.run(&mut report, || Ok(in_place)) {
         // What is there may be half read, or not what it should be.
-        scatter.drop_all();
+        in_place.drop_all();
         return Err(error);
     }
     report.lead_pages = report.pages;
@@ -87,104 +62,42 @@ pub(crate) unsafe fn install_unregistered(
     Ok(report)
 }
 
-impl Scatter<'_> {
-    fn run_all(&self, report: &mut InstallReport) -> Result<(), InstallError> {
-        thread::scope(|scope| {
-            let others = (1..THREADS.min(self.pieces.len()))
-                .map(|_| {
-                    thread::Builder::new()
-                        .name(THREAD_NAME.to_owned())
-                        .stack_size(STACK_BYTES)
-                        .spawn_scoped(scope, || self.run())
-                        .map_err(|error| {
-                            self.has_failed.store(true, Ordering::Relaxed);
-                            InstallError::Spawn(error)
-                        })
-                })
-                .collect::<Result<Vec<_>, _>>()?;
-            let own = self.run();
-            let results: Vec<_> = others
-                .into_iter()
-                .map(|other| other.join().unwrap_or(Err(InstallError::Panicked)))
-                .collect();
-            report.add(&own?);
-            for result in results {
-                report.add(&result?);
-            }
-            Ok(())
-        })
+/// The pages of a set where the guest will find them.
+#[derive(Clone, Copy)]
+struct InPlace<'a> {
+    placer: &'a Placer,
+    reader: &'a WorkingSetReader,
+    set: &'a WorkingSet,
+}
+
+// SAFETY: guest memory is mapped as long as the pager exists, and nobody else uses it meanwhile
+// (`install_unregistered`). Pieces do not overlap, and each is looked at only when it has arrived.
+unsafe impl Destination for InPlace<'_> {
+    fn ranges(&mut self, _slot: usize, piece: &Piece) -> Result<Vec<libc::iovec>, InstallError> {
+        let runs = self.host_runs(piece)?.into_iter();
+        Ok(runs
+            .map(|run| libc::iovec {
+                iov_base: run.hva as *mut libc::c_void,
+                iov_len: run.pages as usize * PAGE_SIZE,
+            })
+            .collect())
     }
 
-    fn run(&self) -> Result<InstallReport, InstallError> {
-        let result = self.read_pieces();
-        if result.is_err() {
-            self.has_failed.store(true, Ordering::Relaxed);
-        }
-        result
+    fn arrived(
+        &mut self,
+        _slot: usize,
+        piece: &Piece,
+        report: &mut InstallReport,
+    ) -> Result<(), InstallError> {
+        let started = Instant::now();
+        self.verify(piece)?;
+        report.verify_ns += started.elapsed().as_nanos() as u64;
+        report.pages += piece.pages;
+        Ok(())
     }
+}
 
-    fn read_pieces(&self) -> Result<InstallReport, InstallError> {
-        let mut report = InstallReport {
-            threads: 1,
-            ..InstallReport::default()
-        };
-        let depth = self.depth.min(self.pieces.len()).max(1);
-        let file = self.reader.file();
-        let mut reads = if self.by_io_uring {
-            Reads::by_io_uring(file, depth).map_err(|reason| InstallError::NoIoUring {
-                method: InstallMethod::Direct,
-                reason,
-            })?
-        } else {
-            Reads::one_by_one(file, depth)
-        };
-        let mut free: Vec<usize> = (0..depth).rev().collect();
-        let mut in_slot: Vec<Option<Piece>> = vec![None; depth];
-        loop {
-            let started = Instant::now();
-            while let Some(&slot) = free.last() {
-                if self.has_failed.load(Ordering::Relaxed) {
-                    break;
-                }
-                let Some(piece) = self.pieces.get(self.next.fetch_add(1, Ordering::Relaxed)) else {
-                    break;
-                };
-                free.pop();
-                in_slot[slot] = Some(*piece);
-                let iovecs: Vec<_> = self
-                    .host_runs(piece)?
-                    .into_iter()
-                    .map(|run| libc::iovec {
-                        iov_base: run.hva as *mut libc::c_void,
-                        iov_len: run.pages as usize * PAGE_SIZE,
-                    })
-                    .collect();
-                let offset = self.reader.offset_of_page(piece.first_page);
-                // SAFETY: the slot is free. The ranges are guest memory, mapped as long as the
-                // pager exists, and nobody else uses it (`install_unregistered`); pieces do not
-                // overlap, and this one is looked at only when its slot has come back.
-                unsafe { reads.push(slot, offset, iovecs.into_iter()) };
-            }
-            let done = reads
-                .submit_ready()
-                .and_then(|()| reads.next_done())
-                .map_err(|source| self.reader.read_error(source))?;
-            report.read_ns += started.elapsed().as_nanos() as u64;
-            let Some((slot, outcome)) = done else {
-                return Ok(report);
-            };
-            outcome.map_err(|failure| read_failure(self.reader, failure))?;
-            free.push(slot);
-            if let Some(piece) = in_slot[slot].take() {
-                let started = Instant::now();
-                self.verify(&piece)?;
-                report.verify_ns += started.elapsed().as_nanos() as u64;
-                report.pages += piece.pages;
-                report.bytes_read += piece.pages * PAGE_SIZE_BYTES;
-            }
-        }
-    }
-
+impl InPlace<'_> {
     /// Where the pages of `piece` are in this process, in the order of the file.
     fn host_runs(&self, piece: &Piece) -> Result<Vec<HostRun>, InstallError> {
         self.locate(piece.runs(self.set.extents()))

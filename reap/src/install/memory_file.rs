@@ -1,16 +1,13 @@
 //! The pages of the working set from the snapshot's memory file, by many threads at once.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread;
 use std::time::Instant;
 
 use reapvm_snapshot::{MemoryReader, PAGE_SIZE};
 
 use super::place::{Placement, Placer};
 use super::progress::Progress;
-use super::{
-    Install, InstallError, InstallReport, ReadPath, STACK_BYTES, THREAD_NAME, check_inside,
-};
+use super::turns::{Turns, run_on};
+use super::{Install, InstallError, InstallReport, ReadPath, check_inside};
 use crate::extents::Extent;
 use crate::page_buffer::PageBuffer;
 use crate::working_set::WorkingSetError;
@@ -27,8 +24,6 @@ struct Runs<'a> {
     memory: &'a MemoryReader,
     install: &'a Install,
     runs: Vec<Extent>,
-    next: AtomicUsize,
-    has_failed: AtomicBool,
     progress: &'a Progress,
 }
 
@@ -53,8 +48,6 @@ pub(super) fn install(
         memory,
         install,
         runs: set.extents().iter().flat_map(cut).collect(),
-        next: AtomicUsize::new(0),
-        has_failed: AtomicBool::new(false),
         progress,
     };
     let mut report = InstallReport {
@@ -63,28 +56,10 @@ pub(super) fn install(
         bytes_read: reader.data_offset(),
         ..InstallReport::default()
     };
-    thread::scope(|scope| {
-        let threads = (0..THREADS.min(runs.runs.len()))
-            .map(|_| {
-                thread::Builder::new()
-                    .name(THREAD_NAME.to_owned())
-                    .stack_size(STACK_BYTES)
-                    .spawn_scoped(scope, || runs.run())
-                    .map_err(|error| {
-                        runs.has_failed.store(true, Ordering::Relaxed);
-                        InstallError::Spawn(error)
-                    })
-            })
-            .collect::<Result<Vec<_>, _>>()?;
-        let results: Vec<_> = threads
-            .into_iter()
-            .map(|thread| thread.join().unwrap_or(Err(InstallError::Panicked)))
-            .collect();
-        for result in results {
-            report.add(&result?);
-        }
-        Ok(report)
-    })
+    run_on(THREADS.min(runs.runs.len()), &mut report, |turns| {
+        runs.install(turns)
+    })?;
+    Ok(report)
 }
 
 /// Cuts `extent` into runs of at most [`MAX_RUN_PAGES`].
@@ -99,15 +74,7 @@ fn cut(extent: &Extent) -> impl Iterator<Item = Extent> + use<> {
 }
 
 impl Runs<'_> {
-    fn run(&self) -> Result<InstallReport, InstallError> {
-        let result = self.install_runs();
-        if result.is_err() {
-            self.has_failed.store(true, Ordering::Relaxed);
-        }
-        result
-    }
-
-    fn install_runs(&self) -> Result<InstallReport, InstallError> {
+    fn install(&self, turns: &Turns) -> Result<InstallReport, InstallError> {
         let mut report = InstallReport {
             threads: 1,
             ..InstallReport::default()
@@ -120,10 +87,7 @@ impl Runs<'_> {
         };
         let mut buffer = PageBuffer::new(buffer_bytes).map_err(no_memory)?;
         let info = &self.memory.snapshot().manifest().memory;
-        while let Some(run) = self.runs.get(self.next.fetch_add(1, Ordering::Relaxed)) {
-            if self.has_failed.load(Ordering::Relaxed) {
-                break;
-            }
+        while let Some(run) = turns.take(&self.runs) {
             if self.placer.shared.has_ended() {
                 return Err(InstallError::PagerEnded);
             }

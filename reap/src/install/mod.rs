@@ -14,7 +14,10 @@ mod progress;
 mod read_rate;
 mod reads;
 mod report;
+mod staged;
 mod streams;
+mod turns;
+mod verify;
 mod whole;
 
 use std::path::Path;
@@ -34,6 +37,7 @@ pub use read_rate::read_time;
 pub use report::{InstallReport, ReadPath};
 
 pub(crate) use direct::install_unregistered;
+use place::Placement;
 pub(crate) use place::Placer;
 pub(crate) use progress::Progress;
 
@@ -157,10 +161,10 @@ pub(crate) fn install(
         InstallMethod::Buffered => whole::install(placer, install, ReadPath::PageCache),
         InstallMethod::MemoryFile => memory_file::install(placer, install, progress),
         InstallMethod::Direct => Err(InstallError::Registered),
-        InstallMethod::Auto
-        | InstallMethod::Streamed
-        | InstallMethod::Moved
-        | InstallMethod::Overlapped => streams::install(placer, install, method, progress),
+        InstallMethod::Auto | InstallMethod::Streamed | InstallMethod::Overlapped => {
+            staged::install(placer, install, method, Placement::Copy, progress)
+        }
+        InstallMethod::Moved => staged::install(placer, install, method, Placement::Move, progress),
     }?;
     report.method = method;
     // Buffers are unmapped by now, which takes time too and is part of what an install costs.

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::pieces::pieces;
 use super::place::{Placement, Placer};
-use super::streams::place_piece;
+use super::staged::StagedPages;
 use super::{Install, InstallError, InstallReport, ReadPath, check_inside};
 
 pub(super) fn install(
@@ -32,16 +32,14 @@ pub(super) fn install(
         .as_mut_slice()
         .get_mut(reader.data_offset() as usize..)
         .unwrap_or_default();
+    let staged = StagedPages {
+        placer,
+        reader,
+        set: &set,
+        placement: Placement::Copy,
+    };
     for piece in pieces(set.extents(), set.page_count()) {
-        place_piece(
-            placer,
-            reader,
-            &set,
-            &piece,
-            pages,
-            Placement::Copy,
-            &mut report,
-        )?;
+        staged.place(&piece, pages, &mut report)?;
     }
     Ok(report)
 }

@@ -3,48 +3,10 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use reapvm_test_support::{Refused, without};
+
 use super::*;
 use crate::virtio::block::BlockError;
-
-/// Runs `test` on a thread on which the host has no io_uring.
-fn without_io_uring(test: impl FnOnce() + Send) {
-    let step = |code: u32, jt, jf, k| libc::sock_filter {
-        code: code as u16,
-        jt,
-        jf,
-        k,
-    };
-    let load = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
-    let equal = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
-    let end = libc::BPF_RET | libc::BPF_K;
-    let eperm = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
-    let mut filter = [
-        step(load, 0, 0, 0), // the system call's number
-        step(equal, 0, 1, libc::SYS_io_uring_setup as u32),
-        step(end, 0, 0, eperm),
-        step(end, 0, 0, libc::SECCOMP_RET_ALLOW),
-    ];
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let program = libc::sock_fprog {
-                len: filter.len() as u16,
-                filter: filter.as_mut_ptr(),
-            };
-            // SAFETY: the program is a valid filter for the time of the call, which copies it. It
-            // holds for this thread only.
-            let installed = unsafe {
-                libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
-                    && libc::prctl(
-                        libc::PR_SET_SECCOMP,
-                        libc::SECCOMP_MODE_FILTER,
-                        &raw const program,
-                    ) == 0
-            };
-            assert!(installed);
-            test();
-        });
-    });
-}
 
 fn open(path: &Path, read_only: bool) -> Result<Block, BlockError> {
     Block::new(&BlockConfig {
@@ -153,7 +115,12 @@ fn an_id_that_the_guest_cannot_be_told_is_refused() {
 fn a_host_without_io_uring_is_an_error_that_says_so() {
     let image = image();
     let before = disk(&image);
-    without_io_uring(|| {
+    let no_io_uring = Refused {
+        number: libc::SYS_io_uring_setup,
+        second_argument: None,
+        errno: libc::EPERM,
+    };
+    without(&no_io_uring, || {
         let err = open(image.path(), true).unwrap_err();
         assert!(matches!(err, BlockError::NoIoUring(_)), "{err}");
         // One that loses it later does not work, and the driver is told.
