@@ -10,6 +10,8 @@
 //! |---|---|
 //! | [`Pager`] | owns the userfaultfd, serves missing pages on a thread named `pager` |
 //! | [`PageSource`] | where the pages come from: [`SnapshotPageSource`] for a snapshot on disk |
+//! | [`FaultPolicy`] | which pages a fault installs besides the one that was touched |
+//! | [`FaultListener`] | each fault while it happens |
 //! | [`PageStates`] | which pages are in place, for who saves the memory without touching it |
 //! | [`Recording`] | the first touch of each page, in order |
 //! | [`WorkingSet`] | the file of the recorded pages, packed in the order of their installation |
@@ -38,6 +40,7 @@
 
 mod evolution;
 mod extents;
+mod hooks;
 mod install;
 mod mode;
 mod page_bitmap;
@@ -68,6 +71,10 @@ pub use evolution::{
     WorkingSetState, WorkingSetStateError,
 };
 pub use extents::{Extent, merge_first_touch};
+pub use hooks::{
+    FaultAround, FaultInfo, FaultListener, FaultPlan, FaultPolicy, FaultSender, ListenError,
+    PagerHooks, fault_channel,
+};
 pub use install::{
     Install, InstallError, InstallMethod, InstallOptions, InstallReport, ParseInstallMethodError,
     ReadPath, read_time,
@@ -81,7 +88,9 @@ pub use recorder::Recording;
 pub use region::{MemoryRegion, RegionError};
 pub use serve::ServeError;
 pub use set_layout::{Bar, BlockDensity, SetLayout, TouchedBy};
-pub use source::{Page, PageSource, PageSourceError, SnapshotPageSource};
+pub use source::{
+    Page, PageSource, PageSourceError, SharedSource, SnapshotPageSource, VerifiedSource,
+};
 pub use stats::PagerStats;
 pub use touch_counts::{Difference, MergeRule, PageTouches, TooManyRecordings, TouchCounts};
 pub use touch_probe::{TouchProbe, TouchProbeError, TouchedPages};

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use crate::hooks::PagerHooks;
 use crate::install::{
     self, Install, InstallError, InstallReport, Placer, Progress, STACK_BYTES, THREAD_NAME,
 };
@@ -76,6 +77,8 @@ pub struct PagerConfig {
     /// How long to look for the next fault before sleeping: [`DEFAULT_SPIN`], or zero to sleep at
     /// once.
     pub spin: Duration,
+    /// Who else decides what a fault installs, and who hears of it; by default nobody.
+    pub hooks: PagerHooks,
     /// Called once, on a thread of the pager's, when faults can no longer be served, or when a
     /// working set cannot be installed that the guest did not wait for. If the guest has
     /// been marked as resumed, a thread that touches a missing page then waits until the [`Pager`]
@@ -221,7 +224,7 @@ impl Shared {
     }
 
     /// Where the times of records begin, after the zero of their keepers.
-    fn resumed_ns(&self) -> i64 {
+    pub(crate) fn resumed_ns(&self) -> i64 {
         match self.resumed_ns.load(Ordering::Relaxed) {
             NOT_RESUMED => 0,
             resumed_ns => resumed_ns,
@@ -315,6 +318,7 @@ impl Pager {
             config.source,
             Arc::clone(&shared),
             config.spin,
+            config.hooks,
         );
         Ok(Self {
             shared,

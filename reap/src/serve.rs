@@ -2,6 +2,9 @@
 //!
 //! What a REMOVE means for it: see the module `paged_memory`.
 
+mod guarded;
+mod policy;
+
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -11,6 +14,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
 use crate::PAGE_SIZE_BYTES;
+use crate::hooks::{LiveFeed, PagerHooks, PolicyState};
 use crate::paged_memory::{Fault, PagedMemory, attempt};
 use crate::pager::Shared;
 use crate::region::PageLocation;
@@ -56,6 +60,22 @@ pub enum ServeError {
         reason: String,
     },
     /// The page source panicked.
+    #[error("the page source panicked for the page at guest address {gpa:#x}: {reason}")]
+    SourcePanicked {
+        /// The page's guest-physical address.
+        gpa: u64,
+        /// What it said.
+        reason: String,
+    },
+    /// The fault policy panicked.
+    #[error("the fault policy panicked at the fault at guest address {gpa:#x}: {reason}")]
+    PolicyPanicked {
+        /// Guest-physical address of the page that was touched.
+        gpa: u64,
+        /// What it said.
+        reason: String,
+    },
+    /// The pager itself panicked.
     #[error("the pager's thread panicked")]
     Panicked,
 }
@@ -73,6 +93,10 @@ pub(crate) struct Server {
     source: Box<dyn PageSource>,
     shared: Arc<Shared>,
     spin: Duration,
+    /// `None`: a fault installs its page alone.
+    policy: Option<PolicyState>,
+    /// `None`: nobody listens.
+    feed: Option<LiveFeed>,
 }
 
 impl Server {
@@ -81,17 +105,23 @@ impl Server {
         source: Box<dyn PageSource>,
         shared: Arc<Shared>,
         spin: Duration,
+        hooks: PagerHooks,
     ) -> Self {
+        let page_count = memory.regions.page_count();
         Self {
             memory,
             source,
             shared,
             spin,
+            policy: hooks.policy.map(PolicyState::new),
+            feed: hooks
+                .listener
+                .map(|sender| LiveFeed::new(sender, page_count)),
         }
     }
 
-    /// Serves until it is told to stop. A panic of the source counts as a failure, so that the
-    /// machine is told about it as about any other.
+    /// Serves until it is told to stop. A panic counts as a failure, so that the machine is told
+    /// about it as about any other.
     pub(crate) fn run(mut self) -> Result<(), ServeError> {
         panic::catch_unwind(AssertUnwindSafe(|| self.serve_until_stopped()))
             .unwrap_or(Err(ServeError::Panicked))
@@ -103,6 +133,8 @@ impl Server {
             // An install may have read faults before this thread was there to serve them.
             if self.memory.read_messages()? || !self.memory.waiting.is_empty() {
                 self.serve_waiting()?;
+                last_message = Instant::now();
+            } else if self.install_one_later()? {
                 last_message = Instant::now();
             } else if last_message.elapsed() < self.spin {
                 std::hint::spin_loop();
@@ -167,23 +199,23 @@ impl Server {
             .regions
             .locate_hva(fault.hva)
             .ok_or(ServeError::OutsideRegions { hva: fault.hva })?;
-        if self.shared.is_installing() && self.shared.pages.is_installed(page_at.index) {
-            // The working set has brought it meanwhile: no need to read it once more.
+        if turned_down == 0 {
+            self.consult_policy(fault, page_at)?;
+        }
+        let has_others = self.shared.is_installing() || self.policy.is_some();
+        if has_others && self.shared.pages.is_installed(page_at.index) {
+            // The working set or the policy has brought it meanwhile: no need to read it once
+            // more.
             let _placing = self.shared.begin_placing();
             self.memory.uffd.wake_page(page_at.hva)?;
             add(&self.shared.counters.already_present, 1);
-            self.account(fault, page_at, Outcome::Hit);
+            account(&self.shared, &mut self.feed, fault, page_at, Outcome::Hit);
             return Ok(Attempt::Done);
         }
         let page = if self.shared.pages.was_dropped(page_at.index) {
             Page::Zero
         } else {
-            self.source
-                .read_page(page_at.gpa)
-                .map_err(|source| ServeError::Source {
-                    gpa: page_at.gpa,
-                    source,
-                })?
+            guarded::read_page(&mut *self.source, page_at.gpa)?
         };
         let counters = &self.shared.counters;
         // From here on the thread may run again. Whoever learns from it that it did, and then
@@ -195,7 +227,7 @@ impl Server {
                 // SAFETY: `page_at` is a page of a region, all of which are registered with
                 // `uffd` as long as it is open.
                 attempt(turned_down, || unsafe {
-                    self.memory.uffd.zero_page(page_at.hva)
+                    self.memory.uffd.zero_page(page_at.hva, true)
                 })?,
             ),
             Page::Data(bytes) => (
@@ -229,51 +261,60 @@ impl Server {
         if is_data {
             add(&counters.bytes_read, PAGE_SIZE_BYTES);
         }
-        self.account(fault, page_at, outcome);
+        account(&self.shared, &mut self.feed, fault, page_at, outcome);
         Ok(Attempt::Done)
     }
+}
 
-    /// Counts and records a fault that was served.
-    fn account(&self, fault: &Fault, page_at: PageLocation, outcome: Outcome) {
-        let service_ns = fault.read_at.elapsed().as_nanos() as u64;
-        add(&self.shared.counters.service_ns, service_ns);
-        let pages = &self.shared.pages;
-        let is_early = pages.is_planned(page_at.index) && !pages.was_dropped(page_at.index);
-        if is_early {
-            add(&self.shared.counters.early_faults, 1);
-        }
-        let (recorder, tracer) = (&self.shared.recorder, &self.shared.tracer);
-        if recorder.is_none() && tracer.is_none() {
-            return;
-        }
-        let record = TraceRecord {
-            sequence: 0,
-            ns_since_resume: self.shared.ns_at(fault.read_at),
-            gpa: page_at.gpa,
-            hva: page_at.hva,
-            service_ns,
-            rip: None,
-            thread_id: fault.thread_id,
-            queue_depth: fault.queue_depth,
-            access: fault.access,
-            phase: self.shared.phase.get(),
-            outcome,
-            is_first_touch: false,
-        };
-        // What a working set has already need not be recorded for it.
-        if let Some(recorder) = recorder
-            && !is_early
-        {
-            recorder
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .first_touch(page_at.index, record);
-        }
-        if let Some(tracer) = tracer {
-            tracer
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .touch(page_at.index, record);
-        }
+/// Counts and records a fault that was served.
+fn account(
+    shared: &Shared,
+    feed: &mut Option<LiveFeed>,
+    fault: &Fault,
+    page_at: PageLocation,
+    outcome: Outcome,
+) {
+    let service_ns = fault.read_at.elapsed().as_nanos() as u64;
+    add(&shared.counters.service_ns, service_ns);
+    let pages = &shared.pages;
+    let is_early = pages.is_planned(page_at.index) && !pages.was_dropped(page_at.index);
+    if is_early {
+        add(&shared.counters.early_faults, 1);
+    }
+    let (recorder, tracer) = (&shared.recorder, &shared.tracer);
+    if recorder.is_none() && tracer.is_none() && feed.is_none() {
+        return;
+    }
+    let record = TraceRecord {
+        sequence: 0,
+        ns_since_resume: shared.ns_at(fault.read_at),
+        gpa: page_at.gpa,
+        hva: page_at.hva,
+        service_ns,
+        rip: None,
+        thread_id: fault.thread_id,
+        queue_depth: fault.queue_depth,
+        access: fault.access,
+        phase: shared.phase.get(),
+        outcome,
+        is_first_touch: false,
+    };
+    // What a working set has already need not be recorded for it.
+    if let Some(recorder) = recorder
+        && !is_early
+    {
+        recorder
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .first_touch(page_at.index, record);
+    }
+    if let Some(tracer) = tracer {
+        tracer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .touch(page_at.index, record);
+    }
+    if let Some(feed) = feed {
+        feed.touch(page_at.index, record, shared.resumed_ns());
     }
 }

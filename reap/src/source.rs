@@ -1,5 +1,8 @@
 //! Where the contents of guest pages come from.
 
+mod shared;
+mod verified;
+
 use std::error::Error;
 use std::io;
 use std::sync::Arc;
@@ -8,6 +11,9 @@ use reapvm_snapshot::{MemoryReadError, MemoryReader, PAGE_SIZE, PageError, ReadE
 
 use crate::PAGE_SIZE_BYTES;
 
+pub use shared::SharedSource;
+pub use verified::VerifiedSource;
+
 /// The contents of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Page<'a> {
@@ -15,6 +21,23 @@ pub enum Page<'a> {
     Zero,
     /// These bytes.
     Data(&'a [u8; PAGE_SIZE]),
+}
+
+impl<'a> Page<'a> {
+    /// `bytes` as the page at guest-physical address `gpa`: for a source whose pages come from
+    /// where they could have any length.
+    ///
+    /// # Errors
+    /// [`PageSourceError::WrongLength`] when they are not one page.
+    pub fn from_bytes(gpa: u64, bytes: &'a [u8]) -> Result<Self, PageSourceError> {
+        match bytes.try_into() {
+            Ok(bytes) => Ok(Self::Data(bytes)),
+            Err(_) => Err(PageSourceError::WrongLength {
+                gpa,
+                actual_bytes: bytes.len(),
+            }),
+        }
+    }
 }
 
 /// Why a page could not be had.
@@ -57,6 +80,26 @@ pub enum PageSourceError {
     /// The memory file or its index cannot be opened or read.
     #[error("cannot use the memory of the snapshot")]
     Snapshot(#[source] ReadError),
+    /// A source of another kind gave something that is not a page.
+    #[error(
+        "the page source gave {actual_bytes} bytes for guest address {gpa:#x}: a page has \
+         {PAGE_SIZE}"
+    )]
+    WrongLength {
+        /// The page's guest-physical address.
+        gpa: u64,
+        /// The length of what it gave.
+        actual_bytes: usize,
+    },
+    /// A source of another kind gave a page that the snapshot was not made with.
+    #[error("the page source gave another page for guest address {gpa:#x} than was saved")]
+    NotAsSaved {
+        /// The page's guest-physical address.
+        gpa: u64,
+        /// What does not hold.
+        #[source]
+        source: PageError,
+    },
     /// A failure of another kind of source.
     #[error("the page source failed for guest address {gpa:#x}")]
     Other {
@@ -68,11 +111,32 @@ pub enum PageSourceError {
     },
 }
 
-/// Gives the contents of guest pages, one at a time: of a snapshot on disk, of a remote one, of a
-/// test.
+/// Gives the contents of guest pages, one at a time: of a snapshot on disk ([`SnapshotPageSource`]),
+/// of a compressed file, of another process or host.
 ///
-/// An implementation must not touch guest memory: it runs on the pager's thread, where such a
-/// touch would wait for itself.
+/// It is called on the pager's thread, while a thread of the guest waits for the page. So an
+/// implementation must not touch guest memory, where it would wait for itself, and it has to come
+/// back: a source that waits for a network needs a limit of its own. An error or a panic ends the
+/// virtual machine with an error that names the page; nothing takes the page's place. Whether the
+/// pages are the ones that were saved is not looked at: wrap the source in a [`VerifiedSource`] for
+/// that.
+///
+/// # Examples
+/// ```
+/// use reapvm_reap::{Page, PageSource, PageSourceError};
+///
+/// /// Pages that are in memory already, in the order of their guest addresses.
+/// struct InMemory(Vec<u8>);
+///
+/// impl PageSource for InMemory {
+///     fn read_page(&mut self, gpa: u64) -> Result<Page<'_>, PageSourceError> {
+///         let rest = self.0.get(gpa as usize..).unwrap_or_default();
+///         let length = rest.len().min(4096);
+///         // What is not a whole page is an error.
+///         Page::from_bytes(gpa, &rest[..length])
+///     }
+/// }
+/// ```
 pub trait PageSource: Send {
     /// The page at guest-physical address `gpa`, a multiple of the page size, as it was when the
     /// snapshot was made.
@@ -80,6 +144,12 @@ pub trait PageSource: Send {
     /// # Errors
     /// When there is no such page, it cannot be had, or it is not what it was.
     fn read_page(&mut self, gpa: u64) -> Result<Page<'_>, PageSourceError>;
+}
+
+impl<S: PageSource + ?Sized> PageSource for Box<S> {
+    fn read_page(&mut self, gpa: u64) -> Result<Page<'_>, PageSourceError> {
+        (**self).read_page(gpa)
+    }
 }
 
 /// The pages of a snapshot on disk, each verified against its CRC32C.

@@ -27,6 +27,12 @@ pub struct PagerStats {
     pub removed_pages: u64,
     /// Pages that an install put in place.
     pub prefetched_pages: u64,
+    /// Pages that a [`FaultPolicy`](crate::FaultPolicy) named and that were put in place: no faults.
+    pub policy_pages: u64,
+    /// Those of them that are not zero, in bytes: what was taken from the source for the policy.
+    pub policy_bytes: u64,
+    /// How often a policy named a page of guest memory that was in place already, or was dropped.
+    pub policy_present: u64,
 }
 
 /// The counters behind [`PagerStats`]: the pager adds, anyone reads.
@@ -40,6 +46,9 @@ pub(crate) struct Counters {
     pub(crate) service_ns: AtomicU64,
     pub(crate) removed_pages: AtomicU64,
     pub(crate) prefetched_pages: AtomicU64,
+    pub(crate) policy_pages: AtomicU64,
+    pub(crate) policy_bytes: AtomicU64,
+    pub(crate) policy_present: AtomicU64,
 }
 
 /// Adds to a counter. Relaxed, because a counter orders nothing.
@@ -63,6 +72,9 @@ impl Counters {
             service_ns: get(&self.service_ns),
             removed_pages: get(&self.removed_pages),
             prefetched_pages: get(&self.prefetched_pages),
+            policy_pages: get(&self.policy_pages),
+            policy_bytes: get(&self.policy_bytes),
+            policy_present: get(&self.policy_present),
         }
     }
 }

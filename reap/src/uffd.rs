@@ -331,15 +331,15 @@ impl Uffd {
         }
     }
 
-    /// Installs one page of zeroes at `hva` and wakes who waits for it.
+    /// Installs one page of zeroes at `hva`, and wakes who waits for it if `wake`.
     ///
     /// # Safety
     /// The page lies in a region that is registered with this object.
-    pub(crate) unsafe fn zero_page(&self, hva: u64) -> Result<Installed, UffdError> {
+    pub(crate) unsafe fn zero_page(&self, hva: u64, wake: bool) -> Result<Installed, UffdError> {
         // SAFETY: as in `copy`: registered memory, and only a missing page is filled.
         let zeroed = unsafe {
             self.0
-                .zeropage(hva as *mut c_void, PAGE_SIZE_BYTES as usize, true)
+                .zeropage(hva as *mut c_void, PAGE_SIZE_BYTES as usize, wake)
         };
         match zeroed {
             Ok(zeroed_bytes) => Ok(Installed::Bytes(zeroed_bytes as u64)),

@@ -15,8 +15,8 @@ use std::thread;
 use std::time::Duration;
 
 use reapvm_reap::{
-    Access, DEFAULT_SPIN, MemoryRegion, PageState, Pager, PagerConfig, PagerError, Phase,
-    ServeError, SnapshotPageSource, UffdError,
+    Access, DEFAULT_SPIN, MemoryRegion, PageState, Pager, PagerConfig, PagerError, PagerHooks,
+    Phase, ServeError, SnapshotPageSource, UffdError,
 };
 use reapvm_snapshot::{
     HostInfo, MEMORY_FILE, ManifestParts, RegionInfo, Snapshot, SnapshotWriter, StateFile,
@@ -392,7 +392,9 @@ fn a_source_that_panics_is_a_failure_too() {
     let vcpu = thread::spawn(move || guest.read_byte(5, 0));
     let error = failure_of(&failures);
     assert!(
-        matches!(&error, PagerError::Serve(cause) if matches!(**cause, ServeError::Panicked)),
+        matches!(&error, PagerError::Serve(cause)
+            if matches!(&**cause, ServeError::SourcePanicked { gpa: 0x5000, reason }
+                if reason == "a source that panics")),
         "{error:?}"
     );
     drop(pager);
@@ -513,6 +515,7 @@ fn new_error(regions: Vec<MemoryRegion>) -> PagerError {
         trace_records: None,
         phase: Arc::default(),
         spin: Duration::ZERO,
+        hooks: PagerHooks::default(),
         on_failure: Box::new(|_| {}),
     };
     // SAFETY: the regions are memory of the tests, or nothing at all.

@@ -12,7 +12,9 @@ use std::thread;
 use std::time::Duration;
 
 use reapvm_reap::trace::{ThreadKind, name_threads};
-use reapvm_reap::{Access, FaultTrace, Outcome, Pager, PagerConfig, Phase, TraceRecord};
+use reapvm_reap::{
+    Access, FaultTrace, Outcome, Pager, PagerConfig, PagerHooks, Phase, TraceRecord,
+};
 use support::{GuestMemory, PAGE, TestSource, pager, pager_with, phase, shuffled, within_time};
 
 fn trace_of(pager: &Pager) -> FaultTrace {
@@ -168,6 +170,7 @@ fn a_full_buffer_never_keeps_the_guest_waiting() {
         trace_records: Some(100),
         phase: Arc::default(),
         spin: Duration::ZERO,
+        hooks: PagerHooks::default(),
         on_failure: Box::new(|_| {}),
     };
     // SAFETY: the memory is anonymous and stays mapped until the pager is gone.

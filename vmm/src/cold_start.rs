@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use reapvm_reap::{
     EvolutionError, InstallMethod, InstallOptions, InstallReport, MemoryRestoreMode,
-    PageSourceError, Phase, ReadPath, SnapshotPageSource, TraceError, WorkingSet, WorkingSetError,
+    PageSourceError, Phase, ReadPath, TraceError, WorkingSet, WorkingSetError,
 };
 use reapvm_snapshot::{OpenError, Snapshot};
 use serde::{Deserialize, Serialize};
@@ -20,6 +20,7 @@ use crate::invocation::{Connection, InvokeError};
 use crate::machine::{
     BuildError, Machine, MachineError, PreparedMachine, RestoreOptions, config_of,
 };
+use crate::memory::MemoryHooks;
 use crate::observe::{self, Observation, ObserveError, TraceOptions, TraceReport};
 use crate::residency;
 use set_use::SetRun;
@@ -250,6 +251,18 @@ fn kernel_faults() -> (u64, u64) {
 /// # Errors
 /// See [`ColdStartError`]. A pager that fails ends the call with its error.
 pub fn run(start: &ColdStart<'_>, process_start_ns: u64) -> Result<Invoked, ColdStartError> {
+    run_with(start, process_start_ns, MemoryHooks::default())
+}
+
+/// As [`run`], with `hooks` in the pager: a page source, fault policy or listener of the caller's.
+///
+/// # Errors
+/// See [`ColdStartError`]. A mode without a pager refuses hooks.
+pub fn run_with(
+    start: &ColdStart<'_>,
+    process_start_ns: u64,
+    hooks: MemoryHooks,
+) -> Result<Invoked, ColdStartError> {
     let faults_before = kernel_faults();
     let snapshot = Arc::new(Snapshot::open(start.dir)?);
     let set_run = SetRun::plan(&snapshot, start.mode, start.set)?;
@@ -259,6 +272,7 @@ pub fn run(start: &ColdStart<'_>, process_start_ns: u64) -> Result<Invoked, Cold
         overrides: start.overrides.clone(),
         trace_records: pager_records(start, set_run.mode),
         observation: set_run.observation(),
+        hooks,
         ..RestoreOptions::new(set_run.mode)
     };
     let machine = Machine::restore(&snapshot, options)?;
@@ -401,13 +415,13 @@ pub fn write_recording(
     snapshot: &Arc<Snapshot>,
     input: &Value,
 ) -> Result<u64, ColdStartError> {
-    let Some(recording) = machine.memory().recording() else {
+    let memory = machine.memory();
+    let (Some(recording), Some(mut source)) = (memory.recording(), memory.page_source()) else {
         return Ok(0);
     };
     let pages = recording.pages_until_idle();
-    let mut source = SnapshotPageSource::new(Arc::clone(snapshot))?;
     let id = snapshot.id();
-    let working_set = WorkingSet::write(&snapshot.working_set_path(), &id, &pages, &mut source)?;
+    let working_set = WorkingSet::write(&snapshot.working_set_path(), &id, &pages, &mut *source)?;
     let input = input.to_string();
     let trace_path = snapshot.trace_path();
     observe::write_first_touches(machine, &id, &trace_path, &recording, Some(&input))?;

@@ -1,6 +1,7 @@
 //! The memory manager: the one owner of guest memory and of its pager.
 
 mod dirty_pages;
+mod hooks;
 mod save;
 mod touches;
 
@@ -15,7 +16,7 @@ use reapvm_devices::GuestMemory;
 use reapvm_reap::{
     DEFAULT_SPIN, FaultTrace, Install, InstallError, InstallOptions, InstallReport, MemoryRegion,
     MemoryRestoreMode, PageSourceError, Pager, PagerConfig, PagerError, PagerStats, PhaseCell,
-    Recording, SnapshotPageSource, TouchProbeError, WorkingSet, WorkingSetError, WorkingSetReader,
+    Recording, TouchProbeError, WorkingSet, WorkingSetError, WorkingSetReader,
 };
 use reapvm_snapshot::{
     CreateError, MemoryReadError, MemoryReader, PAGE_SIZE, ReadError, RegionInfo, Snapshot,
@@ -29,8 +30,10 @@ use vm_memory::{Bytes, FileOffset, GuestAddress, GuestRegionMmap};
 use crate::arch::layout::{RamRange, ram_ranges};
 use crate::clock;
 use dirty_pages::DirtyPages;
+use hooks::PageOrigin;
 use touches::Measurement;
 
+pub use hooks::MemoryHooks;
 pub use touches::Observation;
 
 /// Guest memory is read and written in pieces of this size.
@@ -109,6 +112,21 @@ pub enum MemoryError {
     /// The working set cannot be installed.
     #[error(transparent)]
     Install(#[from] Arc<InstallError>),
+    /// The mode has no pager that hooks could be hung into.
+    #[error(
+        "a page source, fault policy or fault listener needs a pager, which memory mode {mode} has \
+         not: use ondemand, record or prefetch"
+    )]
+    HooksNeedPager {
+        /// The mode that was asked for.
+        mode: MemoryRestoreMode,
+    },
+    /// A policy would keep touches from a recording.
+    #[error(
+        "a recording with a fault policy would lack the pages that the policy brings: record \
+         without one"
+    )]
+    PolicyRecords,
     /// Guest memory cannot be accessed.
     #[error("cannot access guest memory")]
     Access(#[from] vm_memory::GuestMemoryError),
@@ -149,7 +167,9 @@ pub struct MemoryManager {
     regions: Vec<MemoryRegion>,
     phase: Arc<PhaseCell>,
     /// Where the pager's pages come from.
-    source: Option<Arc<MemoryReader>>,
+    source: Option<PageOrigin>,
+    /// What is to be hung into the pager.
+    hooks: MemoryHooks,
     /// What was written since the last save, if that is tracked.
     dirty: Option<Mutex<DirtyPages>>,
     /// While the disk fills guest memory: nothing may touch it.
@@ -215,7 +235,7 @@ impl MemoryManager {
     pub(crate) fn open_source(&mut self, snapshot: &Arc<Snapshot>) -> Result<(), MemoryError> {
         let source = MemoryReader::open(Arc::clone(snapshot))?;
         source.index()?;
-        self.source = Some(Arc::new(source));
+        self.source = Some(PageOrigin::Snapshot(Arc::new(source)));
         Ok(())
     }
 
@@ -240,6 +260,8 @@ impl MemoryManager {
         options: InstallOptions,
         on_failure: OnPagerFailure,
     ) -> Result<(), MemoryError> {
+        let hooks = std::mem::take(&mut self.hooks);
+        hooks.check(mode)?;
         match mode {
             MemoryRestoreMode::Copy => {
                 self.copy_from(&MemoryReader::open(Arc::clone(snapshot))?)?;
@@ -254,18 +276,23 @@ impl MemoryManager {
                 // Opened first: a working set that is missing or foreign fails before any work.
                 let working_set = (mode == MemoryRestoreMode::Prefetch)
                     .then(|| open_working_set(snapshot, self.size_bytes(), options));
-                let source = match &self.source {
-                    Some(opened) => Arc::clone(opened),
-                    None => Arc::new(MemoryReader::open(Arc::clone(snapshot))?),
+                let (other_source, hooks) = hooks.split(snapshot);
+                let source = match (other_source, self.source.take()) {
+                    (Some(other), _) => PageOrigin::Other(other),
+                    (None, Some(opened)) => opened,
+                    (None, None) => {
+                        let memory = MemoryReader::open(Arc::clone(snapshot))?;
+                        PageOrigin::Snapshot(Arc::new(memory))
+                    }
                 };
-                self.source = Some(Arc::clone(&source));
                 let config = PagerConfig {
                     regions: self.regions.clone(),
-                    source: Box::new(SnapshotPageSource::from(Arc::clone(&source))),
+                    source: source.source(),
                     record: mode.records() || self.observation.misses,
                     trace_records: self.trace_records,
                     phase: Arc::clone(&self.phase),
                     spin: DEFAULT_SPIN,
+                    hooks,
                     on_failure,
                 };
                 // SAFETY: the regions are private anonymous mappings that `self.memory` owns;
@@ -275,7 +302,7 @@ impl MemoryManager {
                 let mut pager = unsafe { Pager::new_unregistered(config) }?;
                 let install = match working_set.transpose()? {
                     Some(Opened::Install(mut install)) => {
-                        install.memory = Some(source);
+                        install.memory = source.memory().cloned();
                         Some(install)
                     }
                     Some(Opened::FallenBack(report)) => {
@@ -284,6 +311,7 @@ impl MemoryManager {
                     }
                     None => None,
                 };
+                self.source = Some(source);
                 self.prefetched = install
                     .as_ref()
                     .map(|install| Arc::clone(&install.working_set));
@@ -395,6 +423,7 @@ impl MemoryManager {
             regions: described,
             phase: Arc::new(PhaseCell::default()),
             source: None,
+            hooks: MemoryHooks::default(),
             dirty,
             direct_install: None,
             install: None,

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use reapvm_reap::{
     DEFAULT_SPIN, MemoryRegion, Page, PageSource, PageSourceError, Pager, PagerConfig, PagerError,
-    Phase, PhaseCell,
+    PagerHooks, Phase, PhaseCell,
 };
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
@@ -224,10 +224,34 @@ pub fn pager_with(
         trace_records: Some(TRACE_RECORDS),
         phase,
         spin,
+        hooks: PagerHooks::default(),
         // A test that looks for no failure has no receiver.
         on_failure: Box::new(move |error| drop(sender.send(error))),
     };
     // SAFETY: the tests keep their memory mapped until the pager is gone, and it is anonymous.
+    let pager = unsafe { Pager::new(config) }.unwrap();
+    (pager, failures)
+}
+
+/// As [`pager`], with what is hung into it.
+pub fn pager_with_hooks(
+    regions: Vec<MemoryRegion>,
+    source: impl PageSource + 'static,
+    hooks: PagerHooks,
+) -> (Pager, Receiver<PagerError>) {
+    let (sender, failures) = channel();
+    let config = PagerConfig {
+        regions,
+        source: Box::new(source),
+        record: false,
+        trace_records: Some(TRACE_RECORDS),
+        phase: Arc::default(),
+        spin: DEFAULT_SPIN,
+        hooks,
+        // A test that looks for no failure has no receiver.
+        on_failure: Box::new(move |error| drop(sender.send(error))),
+    };
+    // SAFETY: as in `pager_with`.
     let pager = unsafe { Pager::new(config) }.unwrap();
     (pager, failures)
 }
@@ -246,6 +270,7 @@ pub fn unregistered_pager(
         trace_records: None,
         phase: Arc::default(),
         spin: DEFAULT_SPIN,
+        hooks: PagerHooks::default(),
         // A test that looks for no failure has no receiver.
         on_failure: Box::new(move |error| drop(sender.send(error))),
     };

@@ -5,8 +5,8 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use reapvm_reap::{
-    EvolutionRules, EvolvingSet, MemoryRestoreMode, Plan, RecordReason, SnapshotPageSource,
-    TouchCounts, WorkingSet, WorkingSetError,
+    EvolutionRules, EvolvingSet, MemoryRestoreMode, PageSource, Plan, RecordReason,
+    SnapshotPageSource, TouchCounts, WorkingSet, WorkingSetError,
 };
 use reapvm_snapshot::{PAGE_SIZE, Snapshot};
 use serde::{Deserialize, Serialize};
@@ -238,13 +238,13 @@ impl<'a> SetRun<'a> {
         if !start.keep_recording {
             return Ok(result);
         }
-        let mut source = SnapshotPageSource::new(Arc::clone(self.snapshot))?;
         match &self.evolving {
             None => {
                 super::write_recording(machine, self.snapshot, start.input)?;
             }
             Some(evolving) => {
-                let recorded = evolving.add_recording(&touched, &mut source)?;
+                let mut source = self.pages_of(machine)?;
+                let recorded = evolving.add_recording(&touched, &mut *source)?;
                 let path = self.snapshot.trace_path();
                 let input = start.input.to_string();
                 let id = self.snapshot.id();
@@ -260,6 +260,14 @@ impl<'a> SetRun<'a> {
             }
         }
         Ok(result)
+    }
+
+    /// The pages as they were saved, from where the machine takes them.
+    fn pages_of(&self, machine: &Machine) -> Result<Box<dyn PageSource>, ColdStartError> {
+        Ok(match machine.memory().page_source() {
+            Some(source) => source,
+            None => Box::new(SnapshotPageSource::new(Arc::clone(self.snapshot))?),
+        })
     }
 
     /// The set that is there against a recording.
@@ -319,8 +327,8 @@ impl<'a> SetRun<'a> {
                 MeasuredUse::PageTables(set_use) => Some(set_use.unused_pages),
                 _ => None,
             };
-            let mut source = SnapshotPageSource::new(Arc::clone(self.snapshot))?;
-            let found = evolving.add_prefetch(set, &missed, unused_pages, &mut source)?;
+            let mut source = self.pages_of(machine)?;
+            let found = evolving.add_prefetch(set, &missed, unused_pages, &mut *source)?;
             result.evolution = Some(EvolutionReport {
                 policy: self.options.policy,
                 recorded: None,

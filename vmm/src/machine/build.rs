@@ -23,7 +23,7 @@ use crate::boot::{self, BootError, EntryPoint};
 use crate::config::{ConfigError, Overrides, VmConfig};
 use crate::generation_id::GenerationIdError;
 use crate::interrupts::{self, InterruptError};
-use crate::memory::{MemoryError, MemoryManager, Observation};
+use crate::memory::{MemoryError, MemoryHooks, MemoryManager, Observation};
 use crate::vcpu::{FirstRun, GuestExit, VcpuContext, VcpuError, VcpuHandle, VcpuStateError};
 
 const KVM_PATH: &str = "/dev/kvm";
@@ -121,6 +121,8 @@ pub struct RestoreOptions {
     pub trace_records: Option<u64>,
     /// In prefetch mode, what is to be known of how well the working set fits.
     pub observation: Observation,
+    /// What is hung into the pager: another page source, a fault policy, a fault listener.
+    pub hooks: MemoryHooks,
     /// Called on the pager's thread when it cannot go on. The machine has been told by then
     /// ([`GuestExit::PagerFailed`]); a launcher may end the process here.
     pub on_pager_failure: Option<PagerFailureHook>,
@@ -137,8 +139,15 @@ impl RestoreOptions {
             track_dirty_pages: false,
             trace_records: None,
             observation: Observation::default(),
+            hooks: MemoryHooks::default(),
             on_pager_failure: None,
         }
+    }
+
+    /// As these, with `hooks` in the pager.
+    #[must_use]
+    pub fn hooks(self, hooks: MemoryHooks) -> Self {
+        Self { hooks, ..self }
     }
 }
 

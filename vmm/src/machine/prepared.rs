@@ -22,7 +22,7 @@ use crate::clock;
 use crate::config::{Overrides, VmConfig};
 use crate::generation_id::{self, GenerationIdError};
 use crate::interrupts::{self, InterruptState};
-use crate::memory::{Backing, MemoryManager, Observation};
+use crate::memory::{Backing, MemoryHooks, MemoryManager, Observation};
 use crate::vcpu::{GuestExit, VcpuState, restore_state};
 
 /// How a machine is prepared.
@@ -179,6 +179,7 @@ pub(super) fn restore(
         track_dirty_pages,
         observation,
         trace_records,
+        hooks,
         on_pager_failure,
     } = options;
     let mut plan = Plan::new(snapshot, &overrides, track_dirty_pages, mode)?;
@@ -186,6 +187,7 @@ pub(super) fn restore(
         plan.memory.trace_faults(max_records);
     }
     plan.memory.observe(observation);
+    plan.memory.set_hooks(hooks);
     let vm_fd_place = reserve_fd(&plan.exits)?;
     // The working set is being installed from here on, while KVM is set up.
     restore_memory(
@@ -241,6 +243,11 @@ impl PreparedMachine {
     /// Keeps so many faults for a trace at most, in the modes that serve faults.
     pub fn trace_faults(&mut self, max_records: u64) {
         self.memory.trace_faults(max_records);
+    }
+
+    /// Hangs `hooks` into the pager. A mode that has none refuses them.
+    pub fn set_hooks(&mut self, hooks: MemoryHooks) {
+        self.memory.set_hooks(hooks);
     }
 
     /// Whether memory can come back by `mode`: `file` needs a machine that was prepared for it, the

@@ -4,11 +4,12 @@ use std::ops::Deref;
 use std::sync::{MutexGuard, PoisonError};
 
 use kvm_ioctls::VmFd;
-use reapvm_reap::{MemoryRegion, PageState, PageStates, Pager};
+use reapvm_reap::{MemoryRegion, Page, PageSource, PageState, PageStates, Pager, SharedSource};
 use reapvm_snapshot::{MemoryReader, MemoryWriter, PAGE_SIZE, SnapshotId};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::dirty_pages::DirtyPages;
+use super::hooks::PageOrigin;
 use super::{CHUNK_BYTES, MemoryError, MemoryManager};
 
 const PAGE_BYTES: u64 = PAGE_SIZE as u64;
@@ -23,6 +24,8 @@ enum Origin<'a> {
     Memory,
     /// From the snapshot that the machine was restored from: it was never touched.
     Snapshot(&'a MemoryReader),
+    /// As it was saved too, but from a source of another kind.
+    Other(&'a SharedSource),
 }
 
 impl MemoryManager {
@@ -144,6 +147,9 @@ impl MemoryManager {
                             writer.write_pages(file_offset, chunk)?;
                         }
                     }
+                    Origin::Other(source) => {
+                        write_from(writer, &mut source.clone(), region, done, pages)?;
+                    }
                 }
                 done += length;
             }
@@ -167,14 +173,35 @@ impl MemoryManager {
             return (Origin::Unchanged, pages);
         }
         let state = states.and_then(|states| states.run_at(region.gpa + offset, pages));
-        let (Some((state, pages)), Some(snapshot)) = (state, &self.source) else {
+        let (Some((state, pages)), Some(source)) = (state, &self.source) else {
             return (Origin::Memory, pages);
         };
         let origin = match state {
             PageState::Installed => Origin::Memory,
             PageState::Dropped => Origin::Zero,
-            PageState::Missing => Origin::Snapshot(snapshot),
+            PageState::Missing => match source {
+                PageOrigin::Snapshot(memory) => Origin::Snapshot(memory),
+                PageOrigin::Other(source) => Origin::Other(source),
+            },
         };
         (origin, pages)
     }
+}
+
+/// Writes the `pages` pages from `offset` of `region` on, as `source` gives them.
+fn write_from(
+    writer: &mut MemoryWriter<'_>,
+    source: &mut dyn PageSource,
+    region: &MemoryRegion,
+    offset: u64,
+    pages: u64,
+) -> Result<(), MemoryError> {
+    for at in (offset..).step_by(PAGE_SIZE).take(pages as usize) {
+        let file_offset = region.file_offset + at;
+        match source.read_page(region.gpa + at)? {
+            Page::Zero => writer.write_zero_pages(file_offset, PAGE_BYTES)?,
+            Page::Data(bytes) => writer.write_pages(file_offset, bytes)?,
+        }
+    }
+    Ok(())
 }
