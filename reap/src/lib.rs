@@ -76,8 +76,8 @@ pub use hooks::{
     PagerHooks, fault_channel,
 };
 pub use install::{
-    Install, InstallError, InstallMethod, InstallOptions, InstallReport, ParseInstallMethodError,
-    ReadPath, read_time,
+    Install, InstallError, InstallMethod, InstallOptions, InstallReport, InstallTrial,
+    ParseInstallMethodError, ReadPath, TrialError,
 };
 pub use mode::{MemoryRestoreMode, ParseMemoryRestoreModeError};
 pub use page_states::{PageState, PageStates};

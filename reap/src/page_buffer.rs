@@ -30,12 +30,17 @@ unsafe impl Sync for PageBuffer {}
 impl PageBuffer {
     /// A buffer of `len_bytes`, at least 1.
     pub(crate) fn new(len_bytes: u64) -> io::Result<Self> {
-        let len_bytes = usize::try_from(len_bytes)
-            .ok()
-            // A slice cannot be longer.
-            .filter(|&len_bytes| len_bytes <= isize::MAX as usize)
-            .ok_or(io::ErrorKind::OutOfMemory)?;
-        let is_huge = len_bytes >= HUGE_PAGE_BYTES;
+        let len_bytes = checked_len(len_bytes)?;
+        Self::map(len_bytes, len_bytes >= HUGE_PAGE_BYTES)
+    }
+
+    /// A buffer of `len_bytes`, at least 1, that is not backed by huge pages unless the system does
+    /// so of its own accord.
+    pub(crate) fn of_small_pages(len_bytes: u64) -> io::Result<Self> {
+        Self::map(checked_len(len_bytes)?, false)
+    }
+
+    fn map(len_bytes: usize, is_huge: bool) -> io::Result<Self> {
         // Not every kernel puts a mapping where a huge page can begin.
         let spare_bytes = if is_huge { HUGE_PAGE_BYTES } else { 0 };
         let mapping_bytes = len_bytes
@@ -96,4 +101,12 @@ impl Drop for PageBuffer {
         // It can only fail for arguments that are none of a mapping, which these are.
         let _ = unsafe { munmap(self.mapping.as_ptr(), self.mapping_bytes) };
     }
+}
+
+fn checked_len(len_bytes: u64) -> io::Result<usize> {
+    usize::try_from(len_bytes)
+        .ok()
+        // A slice cannot be longer.
+        .filter(|&len_bytes| len_bytes <= isize::MAX as usize)
+        .ok_or_else(|| io::ErrorKind::OutOfMemory.into())
 }

@@ -11,11 +11,11 @@ mod method;
 mod pieces;
 mod place;
 mod progress;
-mod read_rate;
 mod reads;
 mod report;
 mod staged;
 mod streams;
+mod trial;
 mod turns;
 mod verify;
 mod whole;
@@ -33,8 +33,8 @@ use crate::working_set::WorkingSetError;
 use crate::working_set_reader::WorkingSetReader;
 
 pub use method::{InstallMethod, InstallOptions, ParseInstallMethodError};
-pub use read_rate::read_time;
 pub use report::{InstallReport, ReadPath};
+pub use trial::{InstallTrial, TrialError};
 
 pub(crate) use direct::install_unregistered;
 use place::Placement;

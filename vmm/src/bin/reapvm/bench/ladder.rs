@@ -360,6 +360,7 @@ mod tests {
         piece_bytes: 512 << 10,
         depth: 2,
         mib_s: 1000.0,
+        gain_pct: 6.0,
     };
 
     #[test]

@@ -1,8 +1,10 @@
 //! How a disk is best read: measured once, and kept with what tells the disk from others.
 
+mod measure;
+
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -10,16 +12,7 @@ use reapvm_reap::InstallOptions;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// Pieces that are tried, in bytes, with each of [`DEPTHS`].
-const PIECES_BYTES: [u64; 5] = [64 << 10, 128 << 10, 256 << 10, 512 << 10, 1 << 20];
-/// Reads under way in each thread.
-const DEPTHS: [usize; 5] = [1, 2, 4, 8, 16];
-/// Length of the file that is read.
-const FILE_BYTES: u64 = 64 << 20;
-/// Measurements of each combination; the median counts.
-const ROUNDS: usize = 3;
-/// A combination that needs less memory is taken if it is nearly as fast: in percent of the best.
-const NEARLY_PCT: f64 = 95.0;
+pub use measure::{Tried, measure};
 
 /// A tuning cannot be made, kept or used.
 #[derive(Debug, Error)]
@@ -38,9 +31,9 @@ pub enum TuningError {
     Measure {
         /// The directory.
         path: PathBuf,
-        /// What the system said.
+        /// What went wrong.
         #[source]
-        source: io::Error,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// There is no directory for what is kept between runs.
     #[error("there is no place to keep tunings: set XDG_CACHE_HOME or HOME")]
@@ -84,8 +77,11 @@ pub struct Tuning {
     pub piece_bytes: u64,
     /// Reads under way in each of two threads.
     pub depth: usize,
-    /// What that gave, in MiB/s.
+    /// What that installed, in MiB/s.
     pub mib_s: f64,
+    /// How much less time that took than the default's reads, in percent; 0: these are the
+    /// default's.
+    pub gain_pct: f64,
 }
 
 impl Tuning {
@@ -99,9 +95,6 @@ impl Tuning {
         }
     }
 }
-
-/// One combination that was measured.
-pub type Tried = Tuning;
 
 /// What tells the disk under `path` from others: its number, its model where it has one, its size.
 ///
@@ -129,67 +122,6 @@ pub fn device_of(path: &Path) -> Result<String, TuningError> {
         read("device/model"),
         read("size")
     ))
-}
-
-/// Measures the disk under the directory `dir` with a file that is removed afterwards; tells `on_tried`
-/// of each combination.
-///
-/// # Errors
-/// [`TuningError::Measure`].
-pub fn measure(dir: &Path, mut on_tried: impl FnMut(&Tried)) -> Result<Tuning, TuningError> {
-    let failed = |source| TuningError::Measure {
-        path: dir.to_owned(),
-        source,
-    };
-    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(failed)?;
-    write_noise(file.as_file_mut()).map_err(failed)?;
-    let mut tried = Vec::new();
-    for piece_bytes in PIECES_BYTES {
-        for depth in DEPTHS {
-            let mut times_s = (0..ROUNDS)
-                .map(|_| {
-                    reapvm_reap::read_time(file.path(), piece_bytes, depth)
-                        .map(|time| time.as_secs_f64())
-                })
-                .collect::<io::Result<Vec<_>>>()
-                .map_err(failed)?;
-            times_s.sort_by(f64::total_cmp);
-            let result = Tried {
-                piece_bytes,
-                depth,
-                mib_s: (FILE_BYTES >> 20) as f64 / times_s[ROUNDS / 2],
-            };
-            on_tried(&result);
-            tried.push(result);
-        }
-    }
-    choose(&tried).ok_or_else(|| failed(io::Error::other("nothing was measured")))
-}
-
-/// The combination with the least memory in flight of those that are nearly as fast as the best.
-fn choose(tried: &[Tried]) -> Option<Tuning> {
-    let best = tried.iter().map(|one| one.mib_s).fold(0.0, f64::max);
-    tried
-        .iter()
-        .filter(|one| one.mib_s >= best * NEARLY_PCT / 100.0)
-        .min_by_key(|one| (one.piece_bytes * one.depth as u64, one.piece_bytes))
-        .copied()
-}
-
-/// Not zeros and not one block again and again: some disks keep those elsewhere.
-fn write_noise(file: &mut fs::File) -> io::Result<()> {
-    let mut block = vec![0_u8; 1 << 20];
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    for _ in 0..FILE_BYTES >> 20 {
-        for word in block.chunks_exact_mut(8) {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            word.copy_from_slice(&state.to_le_bytes());
-        }
-        file.write_all(&block)?;
-    }
-    file.sync_all()
 }
 
 /// Where tunings are kept: `reapvm/tunings.json` in the user's cache.
@@ -259,24 +191,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_one_with_the_least_memory_of_the_fast_ones_is_chosen() {
-        let tried = |piece_bytes, depth, mib_s| Tried {
-            piece_bytes,
-            depth,
-            mib_s,
-        };
-        let all = [
-            tried(4096, 1, 100.0),
-            tried(8192, 4, 960.0),
-            tried(16384, 2, 970.0),
-            tried(65536, 16, 1000.0),
-            tried(4096, 8, 949.0),
-        ];
-        assert_eq!(choose(&all), Some(all[1]));
-        assert_eq!(choose(&[]), None);
-    }
-
-    #[test]
     fn what_is_kept_is_found_for_its_disk_and_damage_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/b/tunings.json");
@@ -284,6 +198,7 @@ mod tests {
             piece_bytes: 128 << 10,
             depth: 8,
             mib_s: 1234.5,
+            gain_pct: 7.0,
         };
         let missing = find(&path, dir.path()).unwrap_err();
         assert!(matches!(missing, TuningError::NotTuned { .. }), "{missing}");
