@@ -11,7 +11,7 @@ const CHUNK_RECORDS: usize = 1024;
 /// most 72 MiB once they are there.
 pub const DEFAULT_TRACE_RECORDS: u64 = 1 << 20;
 
-/// What a [`Tracer`] has kept.
+/// The faults that were kept for a trace, in a bounded buffer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FaultTrace {
     /// Faults in the order in which they were served.
