@@ -1,7 +1,7 @@
 # `make bench` and `make test` set up what is missing; `make help` names the rest.
 
 .PHONY: help setup build test linux-kernels linux-images test-linux test-linux-ci \
-	test-python bench bench-ladder report-screenshots lint clean
+	test-python bench bench-ladder report-screenshots lint semver clean
 CARGO ?= cargo
 BENCH_FLAGS ?=
 TARGET := x86_64-unknown-linux-gnu
@@ -17,6 +17,9 @@ LINUX_CI_JOBS := boot-6.1 bzimage network disk-6.1 disk-6.12 modes-6.1 modes-6.1
 	balloon-6.1 damage panic
 # Set when one of them needs the programs of the integration tests, which take long to build.
 INTEGRATION = $(if $(findstring integration,$(JOBS)),$(NESTED)/integration.json)
+# What semver compares with, and by what.
+BASE ?= $(shell git describe --tags --abbrev=0 2>/dev/null)
+SEMVER_CHECKS := 0.51.0
 # What bench-ladder starts.
 LADDER_FUNCTIONS ?= helloworld,json_serdes,rnn_serving
 
@@ -70,6 +73,13 @@ report-screenshots: build ## Trace a cold start and picture its report (needs Ch
 lint: setup ## Check format and lints as CI does
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+semver: ## Compare the libraries' interfaces with the last tag, or with BASE=REVISION
+	@test -n "$(BASE)" || { echo "error: there is no tag: name a revision, make semver BASE=…" >&2; exit 1; }
+	@command -v cargo-semver-checks >/dev/null || \
+	    $(CARGO) install cargo-semver-checks --version $(SEMVER_CHECKS) --locked
+	$(CARGO) semver-checks --baseline-rev $(BASE) \
+	    -p reapvm-snapshot -p reapvm-reap -p reapvm-devices -p reapvm
 
 clean: ## Remove what was built and measured
 	$(CARGO) clean
