@@ -38,6 +38,7 @@ const NOT_RESUMED: i64 = i64::MIN;
 
 /// Why a pager cannot be made or started, or has failed.
 #[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
 pub enum PagerError {
     /// The regions of guest memory break a rule.
     #[error(transparent)]

@@ -25,6 +25,7 @@ use crate::uffd::{Installed, UffdError};
 
 /// Why faults can no longer be served.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ServeError {
     /// The userfaultfd failed.
     #[error(transparent)]

@@ -42,6 +42,7 @@ impl<'a> Page<'a> {
 
 /// Why a page could not be had.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum PageSourceError {
     /// The address is in no region of the snapshot's memory.
     #[error("the snapshot has no memory at guest address {gpa:#x}")]

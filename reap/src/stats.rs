@@ -6,6 +6,7 @@ use serde::Serialize;
 
 /// What a pager has done up to now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct PagerStats {
     /// Faults served: the sum of the next three.
     pub faults: u64,

@@ -41,6 +41,7 @@ const CHUNK_BYTES: usize = 1 << 20;
 
 /// Guest memory cannot be made, restored or saved.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum MemoryError {
     /// The host does not give the address space or memory.
     #[error("cannot map {size_bytes} bytes of guest memory: {reason}")]

@@ -18,5 +18,7 @@
 //! | [`reapvm_reap::EvolvingSet`], [`reapvm_reap::TouchProbe`], [`reapvm_reap::SetLayout`], [`reapvm_reap::InstallReport`] | research that goes on |
 //! | `reapvm_devices`, `reapvm_analysis` | devices follow what guests need; reports follow their readers |
 //!
+//! Errors and counts are `#[non_exhaustive]`: match them with a last arm for what is new.
+//!
 //! Formats have versions of their own: a snapshot, working set or trace of another version is
 //! refused by number, never misread.

@@ -31,6 +31,7 @@ const KVM_API_VERSION: i32 = 12;
 
 /// Why a machine cannot be made.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum BuildError {
     /// There is no KVM, or it may not be used.
     #[error("cannot open {KVM_PATH}: {reason}; {remedy}")]

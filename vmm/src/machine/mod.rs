@@ -74,6 +74,7 @@ impl fmt::Display for Lifecycle {
 
 /// A call on a machine failed.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum MachineError {
     /// The machine is not in the state that the call needs.
     #[error("cannot {action} a machine that is {state}")]
