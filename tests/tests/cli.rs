@@ -164,7 +164,14 @@ fn commands_that_name_nothing() {
 
 #[test]
 fn a_guest_that_triple_faults() {
-    guarded(|| run_code(guest::TRIPLE_FAULT, "60").failure(&["triple fault", "0x1000000"]));
+    guarded(|| {
+        // KVM on AMD has reset the vCPU by then.
+        let place = match Path::new("/sys/module/kvm_amd").exists() {
+            true => "does not say where",
+            false => "0x1000000",
+        };
+        run_code(guest::TRIPLE_FAULT, "60").failure(&["triple fault", place]);
+    });
 }
 
 #[test]

@@ -58,8 +58,11 @@ pub fn describe_exit(exit: &GuestExit) -> String {
     match exit {
         GuestExit::Reset => "it asked for a reset".to_owned(),
         GuestExit::Panicked => "its kernel panicked".to_owned(),
-        GuestExit::TripleFault { rip } => {
+        GuestExit::TripleFault { rip: Some(rip) } => {
             format!("it shut down through a triple fault at rip {rip:#x}")
+        }
+        GuestExit::TripleFault { rip: None } => {
+            "it shut down through a triple fault (this host's KVM does not say where)".to_owned()
         }
         GuestExit::Stopped => "it was stopped".to_owned(),
         GuestExit::Failed(error) => error.to_string(),

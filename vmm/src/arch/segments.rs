@@ -7,7 +7,7 @@ use vm_memory::{Bytes, GuestMemoryError};
 use super::layout;
 
 /// CR0: protection, extension type, numeric error, paging.
-const CR0_PE: u64 = 1;
+pub(crate) const CR0_PE: u64 = 1;
 const CR0_ET: u64 = 1 << 4;
 const CR0_PG: u64 = 1 << 31;
 const CR4_PAE: u64 = 1 << 5;

@@ -12,8 +12,9 @@ pub enum GuestExit {
     Panicked,
     /// It shut down through a triple fault.
     TripleFault {
-        /// The vCPU's instruction pointer, where KVM still tells.
-        rip: u64,
+        /// The vCPU's instruction pointer. KVM on AMD has none: the processor leaves the state
+        /// undefined, and KVM resets the vCPU before it tells of the shutdown.
+        rip: Option<u64>,
     },
     /// KVM could not go on.
     Failed(VcpuRunError),

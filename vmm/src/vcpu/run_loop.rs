@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError};
 
+use kvm_bindings::{kvm_regs, kvm_sregs};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use reapvm_devices::Bus;
 
 use super::exit::{GuestExit, VcpuRunError};
 use super::state::{self, VcpuState, VcpuStateError};
+use crate::arch::segments::CR0_PE;
 use crate::clock;
 
 /// What a vCPU thread needs beside its descriptor.
@@ -156,7 +158,9 @@ fn step(vcpu: &mut VcpuFd, index: u8, context: &VcpuContext) -> Step {
         }
         Ok(VcpuExit::Intr) => return Step::Kicked,
         Ok(VcpuExit::Shutdown) => {
-            return Step::Ended(GuestExit::TripleFault { rip: rip(vcpu) });
+            return Step::Ended(GuestExit::TripleFault {
+                rip: rip_of_shutdown(vcpu),
+            });
         }
         // With the in-kernel irqchip HLT stays in KVM; where it does not, the guest has no way on.
         Ok(VcpuExit::InternalError) => None,
@@ -183,6 +187,22 @@ fn rip(vcpu: &VcpuFd) -> u64 {
     vcpu.get_regs().map(|regs| regs.rip).unwrap_or(0)
 }
 
+/// Where the guest was when it shut down. An intercepted shutdown leaves an AMD processor's VMCB
+/// undefined (AMD64 Architecture Programmer's Manual, volume 2, 15.14.3), so that kvm_amd resets the
+/// vCPU first: what it then has is where a processor begins, and nothing of the guest's.
+fn rip_of_shutdown(vcpu: &VcpuFd) -> Option<u64> {
+    let (regs, sregs) = (vcpu.get_regs().ok()?, vcpu.get_sregs().ok()?);
+    (!is_reset(&regs, &sregs)).then_some(regs.rip)
+}
+
+/// Whether a vCPU is where INIT and RESET put it (Intel SDM, volume 3, table 10-1; AMD64 APM, volume 2,
+/// table 14-1): in real mode, at 0xfffffff0.
+fn is_reset(regs: &kvm_regs, sregs: &kvm_sregs) -> bool {
+    const RIP: u64 = 0xfff0;
+    const CS_BASE: u64 = 0xffff_0000;
+    sregs.cr0 & CR0_PE == 0 && regs.rip == RIP && sregs.cs.base == CS_BASE
+}
+
 fn internal_error(vcpu: &mut VcpuFd) -> String {
     // SAFETY: the last exit was KVM_EXIT_INTERNAL_ERROR, for which KVM fills `internal`; it is
     // plain numbers, so that any content is valid.
@@ -190,5 +210,33 @@ fn internal_error(vcpu: &mut VcpuFd) -> String {
     match internal.suberror {
         1 => "an instruction that KVM cannot emulate".to_owned(),
         other => format!("KVM internal error {other}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vcpu_that_was_reset_is_known_from_one_that_was_somewhere() {
+        let mut regs = kvm_regs {
+            rip: 0xfff0,
+            ..kvm_regs::default()
+        };
+        let mut sregs = kvm_sregs {
+            cr0: 0x6000_0010,
+            ..kvm_sregs::default()
+        };
+        sregs.cs.base = 0xffff_0000;
+        assert!(is_reset(&regs, &sregs));
+        regs.rip = 0x100_0000;
+        assert!(!is_reset(&regs, &sregs));
+        // The same number in protected mode is an address as others are.
+        regs.rip = 0xfff0;
+        sregs.cr0 |= CR0_PE;
+        assert!(!is_reset(&regs, &sregs));
+        sregs.cr0 &= !CR0_PE;
+        sregs.cs.base = 0;
+        assert!(!is_reset(&regs, &sregs));
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use reapvm_nested::host::disk::{self, Extras, Programs};
-use reapvm_nested::host::qemu::{LIMIT, LIMIT_BY_HAND, NestedHost, Outcome, QemuError};
+use reapvm_nested::host::qemu::{NestedHost, Outcome, QemuError};
 use reapvm_nested::host::{kernels, programs, selection};
 use reapvm_nested::nested::jobs::{Job, Needs};
 
@@ -243,11 +243,10 @@ fn prepare(arguments: &Arguments) -> Result<(NestedHost, Extras), Box<dyn Error>
 
 fn run_job(host: &NestedHost, job: &'static Job) -> Report {
     let start = Instant::now();
-    let limit = if job.by_hand { LIMIT_BY_HAND } else { LIMIT };
     let mut runs = 0;
     loop {
         runs += 1;
-        let result = host.run(job.name, limit, |message| {
+        let result = host.run(job, |message| {
             println!("[{}] {message}", job.name);
         });
         if runs == 1 && result.as_ref().is_ok_and(Outcome::may_be_repeated) {

@@ -6,17 +6,14 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use thiserror::Error;
 
 use super::disk::{self, DiskError};
+use crate::nested::jobs::Job;
 use crate::verdict;
 
-/// How long a job may take. Half a minute is usual; the machine may be shared and slow.
-pub const LIMIT: Duration = Duration::from_secs(300);
-/// How long one may take that runs only when it is named.
-pub const LIMIT_BY_HAND: Duration = Duration::from_secs(1200);
 /// What the kernel says of its end. The nested host gives a guest's console behind its own prefix.
 const PANIC: &str = "Kernel panic - not syncing";
 
@@ -97,12 +94,13 @@ impl NestedHost {
         self.folder.join(format!("{job}.log"))
     }
 
-    fn command(&self, job: &str, scratch: &str) -> Command {
+    fn command(&self, job: &Job, scratch: &str) -> Command {
         let mut command = Command::new("qemu-system-x86_64");
         // One CPU: with two, QEMU 7.2 sometimes breaks the nested host's kernel.
         command
             .args(["-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm"])
-            .args(["-M", "q35", "-smp", "1", "-m", "4096"])
+            .args(["-M", "q35", "-smp", "1"])
+            .args(["-m", &job.host_memory_mib.to_string()])
             .args(["-nodefaults", "-no-user-config", "-display", "none"])
             .args(["-serial", "stdio", "-no-reboot"]);
         let mut disks = vec![
@@ -128,25 +126,21 @@ impl NestedHost {
             .arg(&self.initrd)
             .arg("-append")
             .arg(format!(
-                "console=ttyS0 panic=-1 quiet no_timer_check {}={job}",
-                verdict::JOB_PARAMETER
+                "console=ttyS0 panic=-1 quiet no_timer_check {}={}",
+                verdict::JOB_PARAMETER,
+                job.name
             ));
         command
     }
 
-    /// Runs `job` for at most `limit`; `on_message` hears what it says to the runner.
+    /// Runs `job` for as long as it may take at most; `on_message` hears what it says to the runner.
     ///
     /// # Errors
     /// See [`QemuError`]. A job that fails is no error but an [`Outcome`].
-    pub fn run(
-        &self,
-        job: &str,
-        limit: Duration,
-        mut on_message: impl FnMut(&str),
-    ) -> Result<Outcome, QemuError> {
-        let scratch = self.folder.join(format!("{job}.scratch"));
+    pub fn run(&self, job: &Job, mut on_message: impl FnMut(&str)) -> Result<Outcome, QemuError> {
+        let scratch = self.folder.join(format!("{}.scratch", job.name));
         disk::scratch_disk(&scratch)?;
-        let result = self.run_on(job, &scratch.display().to_string(), limit, &mut on_message);
+        let result = self.run_on(job, &scratch.display().to_string(), &mut on_message);
         // Gigabytes that nobody looks at again; that it cannot be removed changes no verdict.
         let _ = std::fs::remove_file(&scratch);
         result
@@ -154,12 +148,11 @@ impl NestedHost {
 
     fn run_on(
         &self,
-        job: &str,
+        job: &Job,
         scratch: &str,
-        limit: Duration,
         on_message: &mut dyn FnMut(&str),
     ) -> Result<Outcome, QemuError> {
-        let path = self.log_path(job);
+        let path = self.log_path(job.name);
         let log_error = |source| QemuError::Log {
             path: path.clone(),
             source,
@@ -174,7 +167,7 @@ impl NestedHost {
                 .spawn()
                 .map_err(QemuError::Start)?,
         );
-        let deadline = Instant::now() + limit;
+        let deadline = Instant::now() + job.limit();
         let (sender, lines) = mpsc::channel();
         if let Some(console) = qemu.0.stdout.take() {
             thread::spawn(move || {

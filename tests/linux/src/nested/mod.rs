@@ -38,7 +38,7 @@ pub const SCRATCH_FOLDER: &str = "/scratch";
 
 /// How long a guest may take to boot, and anything else to happen that a job waits for. Far more than
 /// is needed where the machine is idle: that of the nested host may be shared.
-pub const PATIENCE: Duration = Duration::from_secs(240);
+pub const PATIENCE: Duration = Duration::from_secs(480);
 
 /// The disk with the root file system of the Python functions, where there is one.
 pub const ROOTFS_DEVICE: &str = "/dev/vdc";
