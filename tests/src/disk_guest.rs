@@ -183,7 +183,7 @@ impl Talk {
     /// # Panics
     /// If there is none.
     pub fn hear(&mut self) -> u8 {
-        self.output.recv_timeout(Duration::from_secs(60)).unwrap()
+        self.output.recv_timeout(Duration::from_secs(300)).unwrap()
     }
 
     /// Tells the guest to do `what`; its answer of `N` characters.

@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::scratch;
 
 /// How long one run of the program may take.
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(600);
 
 /// The program, built once with the profile and in the target directory of the tests themselves.
 /// `REAPVM_BINARY` names another one, where there is no cargo.

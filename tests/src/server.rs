@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::launcher::{self, Ended};
 
 /// How long anything of this may take before it counts as hanging.
-pub const LIMIT: Duration = Duration::from_secs(60);
+pub const LIMIT: Duration = Duration::from_secs(300);
 
 /// Waits until `is_so`.
 ///

@@ -18,8 +18,9 @@ use serde_json::{Value, json};
 
 use crate::scratch;
 
-/// How long a boot or a response may take: a debug build on a busy host needs a few seconds.
-pub const TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a boot or a response may take: a debug build on a busy host needs a few seconds, an
+/// emulated host ten times as long.
+pub const TIMEOUT: Duration = Duration::from_secs(300);
 
 /// What is copied at once: the page's size, of which holes are made.
 const COPY_BYTES: usize = 4096;

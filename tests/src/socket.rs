@@ -20,7 +20,7 @@ impl Client {
     pub fn inside(vsock: &VsockHandle) -> Self {
         let (ours, theirs) = UnixStream::pair().unwrap();
         vsock.connect(FUNCTION_PORT, theirs).unwrap();
-        ours.set_read_timeout(Some(Duration::from_secs(60)))
+        ours.set_read_timeout(Some(Duration::from_secs(300)))
             .unwrap();
         Self(BufReader::new(ours))
     }
@@ -31,7 +31,7 @@ impl Client {
     /// # Panics
     /// If nobody listens on `path`.
     pub fn connect(path: &Path, port: u32) -> (Self, String) {
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_secs(300);
         let stream = loop {
             match UnixStream::connect(path) {
                 Ok(stream) => break stream,
@@ -40,7 +40,7 @@ impl Client {
             std::thread::sleep(Duration::from_millis(10));
         };
         stream
-            .set_read_timeout(Some(Duration::from_secs(60)))
+            .set_read_timeout(Some(Duration::from_secs(300)))
             .unwrap();
         let mut client = Self(BufReader::new(stream));
         // Refused at once if the guest has no driver yet.
@@ -54,7 +54,7 @@ impl Client {
     /// # Panics
     /// If it never does.
     pub fn connected(path: &Path, port: u32) -> Self {
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_secs(300);
         loop {
             let (client, answer) = Self::connect(path, port);
             if answer.starts_with("OK ") {

@@ -4,8 +4,9 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-/// What a test may take, whatever it does: far more than any needs, even on a slow disk.
-pub const LIMIT: Duration = Duration::from_secs(180);
+/// What a test may take, whatever it does: far more than any needs, even on a slow disk or an emulated
+/// processor.
+pub const LIMIT: Duration = Duration::from_secs(900);
 
 /// Runs `test` in a thread of its own and fails if it has not ended after [`LIMIT`].
 ///
