@@ -393,7 +393,7 @@ fn cold_and_repeated_invocations_report_each_start() {
             let marks = ["process_start", "state_loaded", "memory_ready", "first_run"]
                 .map(|mark| report["marks_ms"][mark].as_f64().unwrap());
             assert!(marks.is_sorted() && marks[0] > 0.0, "{report}");
-            let rest = ["first_run", "first_byte", "response"]
+            let rest = ["first_run", "connected", "first_byte", "response"]
                 .map(|mark| report["marks_ms"][mark].as_f64().unwrap());
             assert!(rest.is_sorted(), "{report}");
         }

@@ -104,8 +104,11 @@ pub struct MarksMs {
     pub memory_ready: f64,
     /// The first KVM_RUN.
     pub first_run: f64,
-    /// The request was handed to the connection.
+    /// The request was handed to the connection, which takes it before the guest has accepted.
     pub request_sent: f64,
+    /// The guest accepted the connection.
+    #[serde(default)]
+    pub connected: f64,
     /// First byte of the response.
     pub first_byte: f64,
     /// The response is whole.
@@ -347,6 +350,7 @@ fn invoke(
         memory_ready: since(restore.memory_ready_ns),
         first_run: since(machine.first_run_ns().unwrap_or_default()),
         request_sent: since(reply.marks.request_sent_ns),
+        connected: since(machine.vsock()?.last_accepted_ns().unwrap_or_default()),
         first_byte: since(reply.marks.first_byte_ns),
         response: since(reply.marks.response_ns),
     };

@@ -2,7 +2,7 @@
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
 use thiserror::Error;
@@ -25,13 +25,25 @@ pub enum VsockConnectError {
     Io(#[from] std::io::Error),
 }
 
-/// Numbers of connections, for those who wait until all are gone.
+/// Numbers of connections, for those who wait until all are gone, and when the guest took one.
 #[derive(Debug, Default)]
 pub(super) struct ConnectionCounts {
     /// Handed in and not yet looked at.
     pub(super) waiting: AtomicUsize,
     /// In the device.
     pub(super) live: AtomicUsize,
+    /// When the guest accepted the last one, on CLOCK_MONOTONIC in ns; 0 if it accepted none yet.
+    pub(super) accepted_ns: AtomicU64,
+}
+
+impl ConnectionCounts {
+    /// Notes that the guest has accepted a connection just now.
+    pub(super) fn accepted(&self) {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        // The monotonic clock starts at boot: neither part is negative.
+        let ns = now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64;
+        self.accepted_ns.store(ns, Ordering::Release);
+    }
 }
 
 /// A stream on its way to the device.
@@ -98,6 +110,15 @@ impl VsockHandle {
         }
         self.evt.write(1)?;
         Ok(())
+    }
+
+    /// When the guest last accepted a connection of the host, on CLOCK_MONOTONIC in nanoseconds;
+    /// `None` if it has accepted none since the device was made.
+    pub fn last_accepted_ns(&self) -> Option<u64> {
+        match self.counts.accepted_ns.load(Ordering::Acquire) {
+            0 => None,
+            ns => Some(ns),
+        }
     }
 
     /// Connections that either side has not let go of. Of 0 it follows that a snapshot taken now

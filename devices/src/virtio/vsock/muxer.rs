@@ -332,6 +332,9 @@ impl Muxer {
             self.request_from_guest(key, header);
         } else if let Some(entry) = self.connections.get_mut(&key) {
             let verdict = entry.connection.packet_from_guest(header, payload);
+            if header.op == op::RESPONSE && matches!(verdict, Verdict::Keep) {
+                self.inbox.counts.accepted();
+            }
             self.carry_out(key, verdict);
         } else {
             self.reset_unknown(header);

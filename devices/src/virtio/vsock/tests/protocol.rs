@@ -12,7 +12,9 @@ fn an_injected_stream_needs_two_interrupts_to_bring_its_request() {
     assert_eq!(guest.handle.connection_count(), 1);
     let (request, _) = guest.recv_one();
     assert_eq!(guest.driver.interrupts(), 1);
+    assert_eq!(guest.handle.last_accepted_ns(), None);
     guest.answer(&request, op::RESPONSE, 0, &[]);
+    assert!(guest.handle.last_accepted_ns().is_some());
     let (data, payload) = guest.recv_one();
     assert_eq!((data.op, &payload[..]), (op::RW, &b"{\"seed\":1}\n"[..]));
     assert_eq!(guest.driver.interrupts(), 1);

@@ -112,6 +112,7 @@ pub(crate) fn cold_cell(
             memory_ready: mark(|m| m.memory_ready),
             first_run: mark(|m| m.first_run),
             request_sent: mark(|m| m.request_sent),
+            connected: mark(|m| m.connected),
             first_byte: mark(|m| m.first_byte),
             response: mark(|m| m.response),
         }),

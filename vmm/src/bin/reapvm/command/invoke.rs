@@ -86,6 +86,7 @@ pub(crate) fn print(report: &ColdStartReport, json: bool) -> Result<(), Box<dyn 
     line("memory ready", marks.memory_ready);
     line("first KVM_RUN", marks.first_run);
     line("request sent", marks.request_sent);
+    line("guest connected", marks.connected);
     line("first response byte", marks.first_byte);
     line("response complete", marks.response);
     if let Some(install) = &report.install_ms {
