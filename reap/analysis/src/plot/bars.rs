@@ -1,11 +1,19 @@
 //! Bars: of categories, of a histogram on a logarithmic axis, of places in memory.
 
-use plotters::coord::ranged1d::SegmentValue;
+use plotters::coord::ranged1d::{AsRangedCoord, SegmentValue, ValueFormatter};
 use plotters::prelude::*;
 
-use super::{GRID, HEIGHT, INK, PlotError, SERIES, WIDTH, axis_number, embed};
+use super::axes::Axes;
+use super::{PlotError, SERIES, axis_number};
 use crate::histogram::Bucket;
 use crate::space::AddressBin;
+
+/// Height of the bars of a row.
+const ROW_BARS_HEIGHT: u32 = 22;
+/// Height of one of several bars of a row.
+const ROW_BAR_HEIGHT: u32 = 11;
+/// Between the bars of two rows.
+const ROW_GAP: u32 = 10;
 
 /// Bars of categories, each of stacked parts.
 pub(crate) struct Bars<'a> {
@@ -29,40 +37,13 @@ pub(crate) fn bars(bars: &Bars<'_>) -> Result<String, PlotError> {
         .max()
         .unwrap_or(1)
         .max(1) as f64;
-    let mut svg = String::new();
-    {
-        let root = SVGBackend::with_string(&mut svg, (WIDTH, HEIGHT)).into_drawing_area();
-        let mut chart = ChartBuilder::on(&root)
-            .margin(12)
-            .margin_right(28)
-            .x_label_area_size(52)
-            .y_label_area_size(78)
-            .build_cartesian_2d((0..count - 1).into_segmented(), 0.0..most * 1.08)
-            .map_err(PlotError::new)?;
-        let name = |value: &SegmentValue<i32>| match value {
-            SegmentValue::CenterOf(at) => bars
-                .bars
-                .get(*at as usize)
-                .map(|(name, _)| name.clone())
-                .unwrap_or_default(),
-            _ => String::new(),
-        };
-        chart
-            .configure_mesh()
-            .disable_x_mesh()
-            .axis_style(INK)
-            .bold_line_style(GRID)
-            .light_line_style(TRANSPARENT)
-            .label_style(("sans-serif", 15).into_font().color(&INK))
-            .axis_desc_style(("sans-serif", 16).into_font().color(&INK))
-            .x_desc(bars.x_label)
-            .y_desc(bars.y_label)
-            .x_label_formatter(&name)
-            .y_label_formatter(&|value| axis_number(*value))
-            .x_labels(count as usize)
-            .y_labels(6)
-            .draw()
-            .map_err(PlotError::new)?;
+    let axes = Axes {
+        labels: (count as usize, 6),
+        ..Axes::new(bars.title, bars.x_label, bars.y_label)
+    };
+    let place = ((0..count - 1).into_segmented(), 0.0..most * 1.08);
+    let name = |value: &SegmentValue<i32>| name_of(value, |at| Some(&bars.bars.get(at)?.0));
+    axes.draw(place, &name, &|value| axis_number(*value), |chart| {
         for (at, (_, parts)) in (0..).zip(&bars.bars) {
             let mut from = 0.0;
             for (part, color) in parts.iter().zip(SERIES) {
@@ -82,9 +63,103 @@ pub(crate) fn bars(bars: &Bars<'_>) -> Result<String, PlotError> {
                 from = to;
             }
         }
-        root.present().map_err(PlotError::new)?;
+        Ok(())
+    })
+}
+
+/// Bars that lie, a row for each category: names have room on the left.
+pub(crate) struct RowBars<'a> {
+    /// What the figure shows.
+    pub(crate) title: &'a str,
+    /// What the lengths are, with their unit.
+    pub(crate) x_label: &'a str,
+    /// Whether the parts of a row follow each other; otherwise each has a bar of its own.
+    pub(crate) is_stacked: bool,
+    /// The name of each row and its parts, in the order of the series; a part that is not known has
+    /// no bar.
+    pub(crate) rows: Vec<(String, Vec<Option<f64>>)>,
+}
+
+/// A figure of `bars`.
+pub(crate) fn row_bars(bars: &RowBars<'_>) -> Result<String, PlotError> {
+    let count = bars.rows.len().max(1);
+    let series = bars.rows.iter().map(|(_, parts)| parts.len()).max();
+    let series = series.unwrap_or(1).max(1) as u32;
+    let is_apart = !bars.is_stacked && series > 1;
+    let bars_height = match is_apart {
+        true => ROW_BAR_HEIGHT * series,
+        false => ROW_BARS_HEIGHT,
+    };
+    let row_height = bars_height + ROW_GAP;
+    let length = |parts: &[Option<f64>]| {
+        let parts = parts.iter().flatten();
+        match bars.is_stacked {
+            true => parts.sum::<f64>(),
+            false => parts.copied().fold(0.0, f64::max),
+        }
+    };
+    let most = bars.rows.iter().map(|(_, parts)| length(parts));
+    let most = most.fold(0.0, f64::max);
+    let most = if most > 0.0 { most } else { 1.0 };
+    let axes = Axes {
+        plot_height: row_height * count as u32,
+        y_labels_width: 172,
+        labels: (7, count),
+        lines: (true, false),
+        ..Axes::new(bars.title, bars.x_label, "")
+    };
+    let place = (0.0..most * 1.04, (0..count as i32 - 1).into_segmented());
+    // Rows go down, the axis up.
+    let row_of = |at: usize| count - 1 - at;
+    let name = |value: &SegmentValue<i32>| {
+        name_of(value, |at| {
+            Some(&bars.rows.get(count.checked_sub(at + 1)?)?.0)
+        })
+    };
+    axes.draw(place, &|value| axis_number(*value), &name, |chart| {
+        for (row, (_, parts)) in bars.rows.iter().enumerate() {
+            let at = row_of(row) as i32;
+            let mut from = 0.0;
+            for ((number, part), color) in (0..).zip(parts).zip(SERIES) {
+                let part = part.unwrap_or_default();
+                let to = from + part;
+                let mut bar = Rectangle::new(
+                    [
+                        (from, SegmentValue::Exact(at + 1)),
+                        (to, SegmentValue::Exact(at)),
+                    ],
+                    color.filled(),
+                );
+                let (above, below) = match is_apart {
+                    true => (
+                        number * ROW_BAR_HEIGHT,
+                        (series - number - 1) * ROW_BAR_HEIGHT,
+                    ),
+                    false => (0, 0),
+                };
+                bar.set_margin(ROW_GAP / 2 + above, ROW_GAP / 2 + below, 0, 0);
+                if part > 0.0 {
+                    chart.draw_series([bar]).map_err(PlotError::new)?;
+                }
+                if bars.is_stacked {
+                    from = to;
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+/// The label of a segment: what `name` says of its number.
+fn name_of<'a>(value: &SegmentValue<i32>, name: impl Fn(usize) -> Option<&'a String>) -> String {
+    match value {
+        SegmentValue::CenterOf(at) => usize::try_from(*at)
+            .ok()
+            .and_then(name)
+            .cloned()
+            .unwrap_or_default(),
+        _ => String::new(),
     }
-    Ok(embed(&svg, bars.title))
 }
 
 /// A histogram of times in ns on a logarithmic axis in µs.
@@ -100,14 +175,8 @@ pub(crate) fn histogram_bars(buckets: &[Bucket], title: &str) -> Result<String, 
         .map(|b| (us(b.from), us(b.to.saturating_add(1)), b.count as f64))
         .collect();
     let x = (first..last.max(first * 2.0) * 1.1).log_scale();
-    rectangles(
-        x,
-        most,
-        &bars,
-        title,
-        "service time (µs, logarithmic)",
-        "faults",
-    )
+    let axes = Axes::new(title, "service time (µs, logarithmic)", "faults");
+    rectangles(&axes, x, most, &bars)
 }
 
 /// Touched pages over the address space.
@@ -127,61 +196,31 @@ pub(crate) fn spatial_bars(bins: &[AddressBin], title: &str) -> Result<String, P
         }
     }
     let most = bars.iter().map(|bar| bar.2).fold(1.0, f64::max);
-    rectangles(
-        0.0..at.max(1.0),
-        most,
-        &bars,
+    let axes = Axes::new(
         title,
         "place in guest memory (MiB, holes left out)",
         "pages touched (%)",
-    )
+    );
+    rectangles(&axes, 0.0..at.max(1.0), most, &bars)
 }
 
 /// Bars from the first to the second number, as high as the third.
 fn rectangles<X>(
+    axes: &Axes<'_>,
     x: X,
     most: f64,
     bars: &[(f64, f64, f64)],
-    title: &str,
-    x_label: &str,
-    y_label: &str,
 ) -> Result<String, PlotError>
 where
-    X: plotters::coord::ranged1d::AsRangedCoord<Value = f64>,
-    X::CoordDescType: plotters::coord::ranged1d::ValueFormatter<f64>,
+    X: AsRangedCoord<Value = f64>,
+    X::CoordDescType: ValueFormatter<f64>,
 {
-    let mut svg = String::new();
-    {
-        let root = SVGBackend::with_string(&mut svg, (WIDTH, HEIGHT)).into_drawing_area();
-        let mut chart = ChartBuilder::on(&root)
-            .margin(12)
-            .margin_right(28)
-            .x_label_area_size(52)
-            .y_label_area_size(78)
-            .build_cartesian_2d(x, 0.0..most * 1.05)
-            .map_err(PlotError::new)?;
-        chart
-            .configure_mesh()
-            .disable_x_mesh()
-            .axis_style(INK)
-            .bold_line_style(GRID)
-            .light_line_style(TRANSPARENT)
-            .label_style(("sans-serif", 15).into_font().color(&INK))
-            .axis_desc_style(("sans-serif", 16).into_font().color(&INK))
-            .x_desc(x_label)
-            .y_desc(y_label)
-            .x_label_formatter(&|value| axis_number(*value))
-            .y_label_formatter(&|value| axis_number(*value))
-            .x_labels(9)
-            .y_labels(6)
-            .draw()
-            .map_err(PlotError::new)?;
-        chart
-            .draw_series(bars.iter().map(|(from, to, height)| {
-                Rectangle::new([(*from, 0.0), (*to, *height)], SERIES[0].filled())
-            }))
-            .map_err(PlotError::new)?;
-        root.present().map_err(PlotError::new)?;
-    }
-    Ok(embed(&svg, title))
+    let number = |value: &f64| axis_number(*value);
+    axes.draw((x, 0.0..most * 1.05), &number, &number, |chart| {
+        let bars = bars.iter().map(|(from, to, height)| {
+            Rectangle::new([(*from, 0.0), (*to, *height)], SERIES[0].filled())
+        });
+        chart.draw_series(bars).map_err(PlotError::new)?;
+        Ok(())
+    })
 }

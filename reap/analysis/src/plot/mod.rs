@@ -3,28 +3,32 @@
 //! Plotters writes fixed colours. Those used here stand for roles, and the style sheet of a report
 //! replaces each by the colour that the role has in a light or a dark page: see [`STYLE`].
 
+mod axes;
 mod bars;
 mod curve;
 
 use plotters::style::RGBColor;
 
-pub(crate) use bars::{Bars, bars, histogram_bars, spatial_bars};
-pub(crate) use curve::curve;
+pub(crate) use bars::{Bars, RowBars, bars, histogram_bars, row_bars, spatial_bars};
+pub(crate) use curve::{curve, curves};
 
-/// Size of a figure in its own units.
-pub(crate) const WIDTH: u32 = 720;
-const HEIGHT: u32 = 330;
+/// Width of a figure in its own units.
+const WIDTH: u32 = 720;
 
 /// Text and axes.
 const INK: RGBColor = RGBColor(1, 1, 1);
 /// Lines behind the data.
 const GRID: RGBColor = RGBColor(2, 2, 2);
+/// Series that a figure has at most.
+pub(crate) const MAX_SERIES: usize = 6;
 /// Data, the first series first.
-const SERIES: [RGBColor; 4] = [
+const SERIES: [RGBColor; MAX_SERIES] = [
     RGBColor(3, 3, 3),
     RGBColor(4, 4, 4),
     RGBColor(5, 5, 5),
     RGBColor(6, 6, 6),
+    RGBColor(7, 7, 7),
+    RGBColor(8, 8, 8),
 ];
 
 /// What replaces the colours by those of the page, which defines the variables.
@@ -35,6 +39,8 @@ svg [fill='#030303']{fill:var(--s0)}svg [stroke='#030303']{stroke:var(--s0)}
 svg [fill='#040404']{fill:var(--s1)}svg [stroke='#040404']{stroke:var(--s1)}
 svg [fill='#050505']{fill:var(--s2)}svg [stroke='#050505']{stroke:var(--s2)}
 svg [fill='#060606']{fill:var(--s3)}svg [stroke='#060606']{stroke:var(--s3)}
+svg [fill='#070707']{fill:var(--s4)}svg [stroke='#070707']{stroke:var(--s4)}
+svg [fill='#080808']{fill:var(--s5)}svg [stroke='#080808']{stroke:var(--s5)}
 ";
 
 /// A figure was not drawn.
@@ -49,16 +55,16 @@ impl PlotError {
 }
 
 /// `svg` as a part of a page: it grows with the page and tells a screen reader what it shows.
-fn embed(svg: &str, title: &str) -> String {
+fn embed(svg: &str, title: &str, height: u32) -> String {
     let start = format!(
-        "<svg role=\"img\" aria-label=\"{}\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" ",
+        "<svg role=\"img\" aria-label=\"{}\" viewBox=\"0 0 {WIDTH} {height}\" ",
         crate::report::escape(title)
     );
     // The size in pixels would keep it from growing.
     let svg = svg.replacen("<svg ", &start, 1);
-    let svg = svg.replacen(&format!("width=\"{WIDTH}\" height=\"{HEIGHT}\" "), "", 1);
+    let svg = svg.replacen(&format!("width=\"{WIDTH}\" height=\"{height}\" "), "", 1);
     // The second view box is Plotters' own.
-    let own = format!("viewBox=\"0 0 {WIDTH} {HEIGHT}\" xmlns");
+    let own = format!("viewBox=\"0 0 {WIDTH} {height}\" xmlns");
     svg.replacen(&own, "xmlns", 1)
 }
 
