@@ -1,7 +1,7 @@
 # `make bench` and `make test` set up what is missing; `make help` names the rest.
 
 .PHONY: help setup build test linux-kernels linux-images test-linux test-linux-ci \
-	test-python bench bench-ladder report-screenshots lint semver clean
+	test-python bench bench-ladder study linux-figures study-docs report-screenshots lint semver clean
 CARGO ?= cargo
 BENCH_FLAGS ?=
 TARGET := x86_64-unknown-linux-gnu
@@ -20,6 +20,10 @@ INTEGRATION = $(if $(findstring integration,$(JOBS)),$(NESTED)/integration.json)
 # What semver compares with, and by what.
 BASE ?= $(shell git describe --tags --abbrev=0 2>/dev/null)
 SEMVER_CHECKS := 0.51.0
+# More options for study, such as --functions helloworld --repetitions 1.
+STUDY_FLAGS ?=
+# Figures of Linux guests, which study takes into its report where they are there.
+LINUX_FIGURES := bench-results/linux-figures.jsonl
 # What bench-ladder starts.
 LADDER_FUNCTIONS ?= helloworld,json_serdes,rnn_serving
 
@@ -67,7 +71,21 @@ bench-ladder: build ## Start cold by every method, then many at once; print what
 	./bin/reapvm bench --concurrent 1,2,4,8,16,32,64 --clones 16 --runs 5 --start-by invoke,serve \
 	    --json bench-results/concurrent.json
 
-report-screenshots: build ## Trace a cold start and picture its report (needs Chromium)
+study: build ## Test the paper's findings on the ten functions; write a report (about five minutes)
+	./bin/reapvm study --output bench-results/study \
+	    $(if $(wildcard $(LINUX_FIGURES)),--linux-figures $(LINUX_FIGURES)) $(STUDY_FLAGS)
+
+study-docs: ## Put the claims of the last study into docs/study.md
+	@sed -i -e '/^<!-- claims -->$$/,/^<!-- end of claims -->$$/{//!d}' \
+	    -e '/^<!-- claims -->$$/r bench-results/study/claims.md' docs/study.md
+
+linux-figures: ## Count the faults of Linux guests in nested hosts, for study
+	$(MAKE) test-linux JOBS=function
+	@mkdir -p $(dir $(LINUX_FIGURES))
+	@sed -n 's/^.*reapvm-test: figures \({.*}\).*$$/\1/p' target/nested-hosts/function-*.log > $(LINUX_FIGURES)
+	@wc -l $(LINUX_FIGURES)
+
+report-screenshots: build ## Trace a cold start, study two functions, picture both reports (needs Chromium)
 	@./reap/analysis/screenshots bin/reapvm bench-results/report
 
 lint: setup ## Check format and lints as CI does

@@ -57,6 +57,7 @@ mod serve;
 mod set_layout;
 mod source;
 mod stats;
+pub mod study;
 mod touch_counts;
 mod touch_probe;
 pub mod trace;

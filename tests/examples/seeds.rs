@@ -6,6 +6,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use reapvm_reap::study::{
+    self, FunctionMeasurements, Start, StartKind, StartPhasesMs, Study, StudyHost, StudyPlan,
+    WarmCall,
+};
 use reapvm_reap::trace::{
     Clock, ThreadKind, TraceHeader, TraceRegion, TraceSource, TraceSummary, TraceThread,
 };
@@ -126,6 +130,61 @@ fn write_traces(id: &SnapshotId, pages: &[u64]) {
     trace::write(&path, &header, &many, TraceSummary::default()).unwrap();
 }
 
+/// The measurements of a function that was started once in two ways, of two that were planned.
+fn study(id: &SnapshotId) -> Study {
+    let plan = StudyPlan {
+        image: "builtin".to_owned(),
+        functions: vec!["helloworld".to_owned(), "pyaes".to_owned()],
+        inputs: (1..3).map(snapshots::input).collect(),
+        repetitions: 1,
+        command: vec!["study".to_owned()],
+        began_unix_ms: 1_700_000_000_000,
+    };
+    let host = StudyHost {
+        cpu_model: "a processor".to_owned(),
+        cpus: 2,
+        memory_mib: 4096,
+        kernel: "6.12".to_owned(),
+        reapvm: "0.1.0".to_owned(),
+        has_nested_paging: true,
+        disk_seq_read_mib_s: 1000.0,
+        disk_rand_read_4k_us: 80.0,
+    };
+    let start = |kind, trace: Option<&str>| Start {
+        kind,
+        input: 1,
+        repetition: 0,
+        total_ms: 12.5,
+        phases_ms: StartPhasesMs {
+            launch: 1.0,
+            restore: 2.0,
+            working_set: 0.5,
+            connection: 1.0,
+            processing: 8.0,
+        },
+        pager_faults: 100,
+        missed_pages: 1,
+        major_faults: 2,
+        minor_faults: 300,
+        working_set_pages: Some(99),
+        guest_resident_kib: 4096,
+        trace: trace.map(str::to_owned),
+    };
+    let mut study = Study::new(plan, host);
+    study.functions.push(FunctionMeasurements {
+        function: "helloworld".to_owned(),
+        snapshot: id.to_string(),
+        memory_bytes: 128 << 20,
+        booted_resident_bytes: 64 << 20,
+        warm: vec![WarmCall { input: 0, ms: 0.5 }],
+        starts: vec![
+            start(StartKind::PrefetchOne, None),
+            start(StartKind::Traced, Some("helloworld.1.0.trace")),
+        ],
+    });
+    study
+}
+
 fn main() {
     let id = SnapshotId::from_bytes(fuzzed::SEED_ID);
     // Of the disk, the network and the balloon, all that they offer.
@@ -166,6 +225,9 @@ fn main() {
     .unwrap();
     write_traces(&id, &pages);
     let scratch = scratch::dir();
+    study(&id).write(scratch.path()).unwrap();
+    let measurements = scratch.path().join(study::MEASUREMENTS_FILE);
+    fs::copy(measurements, seed_of("study")).unwrap();
     let dir = scratch.path().join("snap");
     snapshots::create("helloworld", &dir, &[]);
     fs::copy(dir.join("manifest.json"), seed_of("manifest")).unwrap();

@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use reapvm_devices::fuzzing;
+use reapvm_reap::study::{self, Study};
 use reapvm_reap::trace::{self, TraceReader};
 use reapvm_reap::{WorkingSet, WorkingSetState};
 use reapvm_snapshot::{MemoryIndex, Snapshot, SnapshotId, StateFile};
@@ -14,7 +15,7 @@ pub const SEED_ID: [u8; 16] = *b"reapvm-seed-0001";
 pub const MEMORY_BYTES: u64 = 128 << 20;
 
 /// The names of all targets.
-pub const TARGETS: [&str; 11] = [
+pub const TARGETS: [&str; 12] = [
     "rng",
     "vsock",
     "block",
@@ -26,6 +27,7 @@ pub const TARGETS: [&str; 11] = [
     "working_set_state",
     "trace",
     "manifest",
+    "study",
 ];
 
 /// Gives `bytes` to the target `name`; `scratch` is a directory for those that read files.
@@ -90,6 +92,17 @@ pub fn drive(name: &str, bytes: &[u8], scratch: &Path) {
             std::fs::create_dir_all(&dir).unwrap();
             std::fs::write(dir.join(reapvm_snapshot::MANIFEST_FILE), bytes).unwrap();
             let _ = Snapshot::open(&dir);
+        }
+        "study" => {
+            let dir = scratch.join("a-study");
+            std::fs::create_dir_all(&dir).unwrap();
+            std::fs::write(dir.join(study::MEASUREMENTS_FILE), bytes).unwrap();
+            if let Ok(study) = Study::read(&dir) {
+                let _ = study.missing();
+                // What was read can be written, and is then read again.
+                study.write(&dir).unwrap();
+                assert_eq!(Study::read(&dir).unwrap(), study);
+            }
         }
         other => panic!("there is no fuzz target '{other}'"),
     }

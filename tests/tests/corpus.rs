@@ -74,4 +74,8 @@ fn the_seeds_of_the_file_formats_are_accepted() {
     assert_eq!(state.unwrap().unwrap().untouched_in_a_row, [0, 2, 1, 0]);
     std::fs::write(&file, seed("trace")).unwrap();
     assert!(!reapvm_reap::trace::read(&file, &id).unwrap().is_empty());
+    let measurements = reapvm_reap::study::MEASUREMENTS_FILE;
+    std::fs::write(scratch.path().join(measurements), seed("study")).unwrap();
+    let study = reapvm_reap::study::Study::read(scratch.path()).unwrap();
+    assert_eq!(study.functions[0].starts.len(), 2);
 }

@@ -7,6 +7,7 @@
 //! | [`TouchesBySymbol`] | touches by the guest's functions, where the trace has its instructions |
 //! | [`export`] | CSV, JSON lines, Apache Parquet, Chrome's trace-event JSON |
 //! | [`report`](mod@report) | one HTML file with figures, their tables, and no need of a network |
+//! | [`study`] | the same on what `reapvm study` has measured of several functions |
 //!
 //! Everything reads a trace record by record. What is kept grows with the pages that were touched,
 //! at most a few tens of bytes each, and not with the records.
@@ -20,7 +21,9 @@
     )
 )]
 
+pub mod command;
 mod comparison;
+mod dataset;
 pub mod export;
 mod histogram;
 mod page_set;
@@ -28,6 +31,7 @@ mod plot;
 pub mod report;
 mod space;
 mod statistics;
+pub mod study;
 mod symbols;
 #[cfg(test)]
 mod test_traces;

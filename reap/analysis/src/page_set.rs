@@ -43,6 +43,15 @@ impl PageSet {
             .sum()
     }
 
+    /// Puts all pages of `other` in.
+    pub fn add_all(&mut self, other: &Self) {
+        for (at, word) in &other.words {
+            let mine = self.words.entry(*at).or_default();
+            self.len += u64::from((word & !*mine).count_ones());
+            *mine |= word;
+        }
+    }
+
     /// Hands `run` the length, in pages, of each run of neighbours, in the order of addresses.
     pub fn for_each_run(&self, mut run: impl FnMut(u64)) {
         let mut places: Vec<u64> = self.words.keys().copied().collect();
@@ -105,6 +114,10 @@ mod tests {
             let common = plain.intersection(&other).count() as u64;
             prop_assert_eq!(ours.common_with(&others), common);
             prop_assert_eq!(others.common_with(&ours), common);
+            let mut both = ours.clone();
+            both.add_all(&others);
+            prop_assert_eq!(both.len(), plain.union(&other).count() as u64);
+            prop_assert_eq!(both.common_with(&ours), ours.len());
             let starts = plain.iter().filter(|p| **p == 0 || !plain.contains(&(**p - 1))).count();
             let found = runs(&ours);
             prop_assert_eq!(found.len(), starts);

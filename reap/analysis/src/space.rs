@@ -58,19 +58,24 @@ impl AddressMap {
 
     /// Notes that the page at `gpa` was touched.
     pub fn touch(&mut self, gpa: u64) {
-        let after = self
-            .regions
-            .partition_point(|(region, _)| region.gpa <= gpa);
-        let page = after.checked_sub(1).and_then(|at| {
-            let (region, before) = self.regions[at];
-            let offset = gpa - region.gpa;
-            (offset < region.size_bytes).then(|| before.saturating_add(offset / PAGE_BYTES))
-        });
-        let bin = page.and_then(|page| self.touched.get_mut((page / self.pages_a_bin) as usize));
+        let bin = self.page_of(gpa);
+        let bin = bin.and_then(|page| self.touched.get_mut((page / self.pages_a_bin) as usize));
         match bin {
             Some(bin) => *bin += 1,
             None => self.outside += 1,
         }
+    }
+
+    /// Which page of all regions, one behind the other, is at `gpa`; `None` outside of them. A
+    /// snapshot's memory file has the pages in this order.
+    #[must_use]
+    pub fn page_of(&self, gpa: u64) -> Option<u64> {
+        let after = self
+            .regions
+            .partition_point(|(region, _)| region.gpa <= gpa);
+        let (region, before) = self.regions[after.checked_sub(1)?];
+        let offset = gpa - region.gpa;
+        (offset < region.size_bytes).then(|| before.saturating_add(offset / PAGE_BYTES))
     }
 
     /// Touches outside of all regions.

@@ -233,6 +233,19 @@ ffffffff81000300 W clear_page
     }
 
     #[test]
+    fn a_stripped_elf_file_says_that_it_is_stripped() {
+        // A header and nothing behind it: no sections, and so no symbols.
+        let mut elf = b"\x7fELF\x02\x01\x01".to_vec();
+        elf.resize(16, 0);
+        elf.extend([2, 0, 62, 0, 1, 0, 0, 0]);
+        elf.resize(52, 0);
+        elf.extend([64, 0, 56, 0, 0, 0, 64, 0, 0, 0, 0, 0]);
+        let error = SymbolTable::from_elf(&elf).unwrap_err();
+        assert!(matches!(error, SymbolsError::NoSymbols), "{error}");
+        assert!(error.to_string().contains("stripped") && error.to_string().contains("vmlinux"));
+    }
+
+    #[test]
     fn this_program_is_an_elf_file_with_symbols() {
         let bytes = std::fs::read(std::env::current_exe().unwrap()).unwrap();
         let table = SymbolTable::from_elf(&bytes).unwrap();

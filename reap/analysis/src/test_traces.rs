@@ -18,11 +18,19 @@ pub(crate) struct Trace(Vec<u8>);
 
 impl Trace {
     pub(crate) fn new(records: Vec<TraceRecord>) -> Self {
-        let mut writer = TraceWriter::new(Vec::new(), &header()).unwrap();
+        Self::with_header(&header(), records)
+    }
+
+    pub(crate) fn with_header(header: &TraceHeader, records: Vec<TraceRecord>) -> Self {
+        let mut writer = TraceWriter::new(Vec::new(), header).unwrap();
         for record in &records {
             writer.push(record).unwrap();
         }
         Self(writer.finish(summary()).unwrap())
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.0
     }
 
     pub(crate) fn reader(&self) -> TraceReader<Cursor<&[u8]>> {

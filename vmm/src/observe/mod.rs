@@ -19,7 +19,7 @@ use thiserror::Error;
 pub(crate) use kernel_trace::KernelTrace;
 pub(crate) use pager_trace::write_first_touches;
 pub use pager_trace::{SourceChoice, TraceOptions, TraceReport, write_pager_trace};
-pub use tracepoints::TracepointError;
+pub use tracepoints::{TracepointError, uses_nested_paging};
 
 use crate::machine::Machine;
 

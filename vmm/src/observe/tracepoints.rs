@@ -151,6 +151,13 @@ fn perf_error(source: io::Error) -> TracepointError {
     }
 }
 
+/// Whether this host's KVM uses the processor's nested paging; otherwise it shadows the guest's page
+/// tables.
+#[must_use]
+pub fn uses_nested_paging() -> bool {
+    check_nested_paging(&NESTED_PAGING.map(PathBuf::from)).is_ok()
+}
+
 fn check_nested_paging(parameters: &[PathBuf]) -> Result<(), TracepointError> {
     let is_on = |path: &PathBuf| {
         fs::read_to_string(path).is_ok_and(|value| matches!(value.trim(), "Y" | "1"))

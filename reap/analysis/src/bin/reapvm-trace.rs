@@ -1,4 +1,5 @@
-//! `reapvm-trace`: what `reapvm trace export`, `diff`, `report` and `symbols` run.
+//! `reapvm-trace`: what `reapvm trace export`, `diff`, `report` and `symbols` run, and what makes the
+//! report of `reapvm study`.
 //!
 //! A program of its own, so that a virtual machine does not carry the code for it in memory.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
@@ -10,7 +11,9 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser};
 
+use reapvm_analysis::command::quoted_word;
 use reapvm_analysis::export::{Format, UnknownFormat};
+use reapvm_analysis::study::{self, StudyOptions};
 use reapvm_analysis::{Comparison, SymbolTable, TouchesBySymbol};
 use reapvm_reap::trace::TraceReader;
 use reapvm_snapshot::files::replace_file;
@@ -29,6 +32,24 @@ enum Command {
     Report(TraceReport),
     /// Count touches by the guest's functions, where the trace has its instructions
     Symbols(TraceSymbols),
+    /// Make the report of what `reapvm study` has measured
+    #[command(hide = true)]
+    Study(StudyReport),
+}
+
+#[derive(Args)]
+struct StudyReport {
+    /// The folder of the study
+    dir: PathBuf,
+    /// Figures of Linux guests
+    #[arg(long, value_name = "FILE")]
+    linux_figures: Option<PathBuf>,
+    /// Symbols of the guest: an ELF file or a System.map
+    #[arg(long, value_name = "FILE")]
+    symbols: Option<PathBuf>,
+    /// How far the guest's kernel was moved from where it was linked (KASLR), in hexadecimal
+    #[arg(long, value_name = "HEX", default_value = "0", value_parser = hexadecimal)]
+    moved_by: u64,
 }
 
 #[derive(Args)]
@@ -101,6 +122,7 @@ fn main() -> ExitCode {
         Command::Diff(arguments) => diff(&arguments),
         Command::Report(arguments) => report(&arguments),
         Command::Symbols(arguments) => symbols(&arguments),
+        Command::Study(arguments) => report_on_study(&arguments),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {}", chain(error.as_ref()));
@@ -207,6 +229,45 @@ fn report(arguments: &TraceReport) -> CommandResult {
     Ok(ExitCode::SUCCESS)
 }
 
+fn report_on_study(arguments: &StudyReport) -> CommandResult {
+    let mut command = format!(
+        "reapvm study --report-only --output {}",
+        quoted(&arguments.dir)
+    );
+    for (option, file) in [
+        ("--linux-figures", &arguments.linux_figures),
+        ("--symbols", &arguments.symbols),
+    ] {
+        if let Some(file) = file {
+            command.push_str(&format!(" {option} {}", quoted(file)));
+        }
+    }
+    if arguments.moved_by > 0 {
+        command.push_str(&format!(" --moved-by {:x}", arguments.moved_by));
+    }
+    let options = StudyOptions {
+        linux_figures: arguments.linux_figures.as_deref(),
+        symbols: arguments.symbols.as_deref(),
+        moved_by: arguments.moved_by,
+    };
+    let outcome = study::write_report(&arguments.dir, &options, &command)?;
+    for claim in &outcome.claims {
+        println!("{claim}");
+    }
+    for missing in &outcome.missing {
+        eprintln!("missing: {missing}");
+    }
+    if !outcome.missing.is_empty() {
+        eprintln!("the study is not whole, and its report says so");
+    }
+    println!(
+        "{}: {} bytes, needs no network; the data of its figures is beside it in data/",
+        outcome.report.display(),
+        outcome.report_bytes
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
 fn symbols(arguments: &TraceSymbols) -> CommandResult {
     let named = |path: &Path, error: &dyn Error| format!("'{}': {error}", path.display());
     let table = match (&arguments.elf, &arguments.system_map) {
@@ -256,12 +317,7 @@ fn symbols(arguments: &TraceSymbols) -> CommandResult {
 
 /// A path as a shell takes it.
 fn quoted(path: &Path) -> String {
-    let text = path.display().to_string();
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=".contains(c);
-    if !text.is_empty() && text.chars().all(is_plain) {
-        return text;
-    }
-    format!("'{}'", text.replace('\'', "'\\''"))
+    quoted_word(&path.display().to_string())
 }
 
 #[cfg(test)]
@@ -272,12 +328,5 @@ mod tests {
     fn the_command_line_is_consistent() {
         use clap::CommandFactory;
         Command::command().debug_assert();
-    }
-
-    #[test]
-    fn paths_are_quoted_for_a_shell() {
-        assert_eq!(quoted(Path::new("/tmp/a-b_1.trace")), "/tmp/a-b_1.trace");
-        assert_eq!(quoted(Path::new("a b")), "'a b'");
-        assert_eq!(quoted(Path::new("it's")), "'it'\\''s'");
     }
 }

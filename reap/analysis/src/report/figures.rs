@@ -1,5 +1,6 @@
 //! The figures of a report, each with its numbers.
 
+use super::figure::Figure;
 use super::table::Table;
 use crate::histogram::Histogram;
 use crate::plot::{self, Bars, PlotError, grouped};
@@ -9,19 +10,6 @@ use crate::statistics::{PHASES, Statistics, ThreadCounts};
 const MAX_ROWS: usize = 40;
 /// Threads that have a bar of their own.
 const MAX_THREADS: usize = 5;
-
-/// A figure, its words and its numbers.
-pub(super) struct Figure {
-    /// Names it in the page's address.
-    pub(super) anchor: &'static str,
-    pub(super) title: &'static str,
-    /// What to see in it.
-    pub(super) caption: String,
-    pub(super) svg: String,
-    /// Names of the series, where there are several.
-    pub(super) series: Vec<String>,
-    pub(super) table: Table,
-}
 
 pub(super) fn figures(statistics: &Statistics) -> Result<Vec<Figure>, PlotError> {
     Ok(vec![
@@ -45,14 +33,15 @@ fn curve(statistics: &Statistics) -> Result<Figure, PlotError> {
         ]);
     }
     Ok(Figure {
-        anchor: "curve",
-        title: TITLE,
+        anchor: "curve".to_owned(),
+        title: TITLE.to_owned(),
         caption: "A steep part is a burst of first touches; a flat one is computing on pages that \
                   are there. Time begins at the guest's first instruction."
             .to_owned(),
         svg: plot::curve(points, TITLE)?,
         series: Vec::new(),
         table,
+        files: Vec::new(),
     })
 }
 
@@ -93,12 +82,13 @@ fn map(statistics: &Statistics) -> Result<Figure, PlotError> {
         ));
     }
     Ok(Figure {
-        anchor: "map",
-        title: TITLE,
+        anchor: "map".to_owned(),
+        title: TITLE.to_owned(),
         caption,
         svg: plot::spatial_bars(&bins, TITLE)?,
         series: Vec::new(),
         table,
+        files: Vec::new(),
     })
 }
 
@@ -110,8 +100,8 @@ fn runs(statistics: &Statistics) -> Result<Figure, PlotError> {
         table.row(vec![name.clone(), grouped(*count)]);
     }
     Ok(Figure {
-        anchor: "runs",
-        title: TITLE,
+        anchor: "runs".to_owned(),
+        title: TITLE.to_owned(),
         caption: format!(
             "{} runs of neighbouring pages, {:.2} pages each on average, the longest {}. Short \
              runs are why reading pages one by one is slow, and why a file of them helps.",
@@ -130,11 +120,12 @@ fn runs(statistics: &Statistics) -> Result<Figure, PlotError> {
         })?,
         series: Vec::new(),
         table,
+        files: Vec::new(),
     })
 }
 
 /// Counts by octaves: 1, 2–3, 4–7, 8–15, …
-fn octaves(histogram: &Histogram) -> Vec<(String, u64)> {
+pub(crate) fn octaves(histogram: &Histogram) -> Vec<(String, u64)> {
     let mut octaves: Vec<(u64, u64)> = Vec::new();
     for bucket in histogram.buckets() {
         // No bucket of the histogram lies in two octaves.
@@ -177,8 +168,8 @@ fn service(statistics: &Statistics) -> Result<Figure, PlotError> {
     ]);
     table.row(vec!["sum".to_owned(), us(histogram.sum())]);
     Ok(Figure {
-        anchor: "service",
-        title: TITLE,
+        anchor: "service".to_owned(),
+        title: TITLE.to_owned(),
         caption: match histogram.count() {
             0 => "This source does not know how long a page took.".to_owned(),
             count => format!(
@@ -191,6 +182,7 @@ fn service(statistics: &Statistics) -> Result<Figure, PlotError> {
         svg: plot::histogram_bars(&buckets, TITLE)?,
         series: Vec::new(),
         table,
+        files: Vec::new(),
     })
 }
 
@@ -230,8 +222,8 @@ fn threads(statistics: &Statistics) -> Result<Figure, PlotError> {
         bars.push(("others".to_owned(), rest));
     }
     Ok(Figure {
-        anchor: "threads",
-        title: TITLE,
+        anchor: "threads".to_owned(),
+        title: TITLE.to_owned(),
         caption: "Where KVM lets a kernel worker fetch the page of a vCPU, the fault is the \
                   worker's here, and a worker always asks to write."
             .to_owned(),
@@ -243,11 +235,12 @@ fn threads(statistics: &Statistics) -> Result<Figure, PlotError> {
         })?,
         series: PHASES.iter().map(ToString::to_string).collect(),
         table,
+        files: Vec::new(),
     })
 }
 
 /// At most [`MAX_ROWS`] of `points`, the first and the last among them.
-fn thinned<T>(points: &[T]) -> Vec<&T> {
+pub(crate) fn thinned<T>(points: &[T]) -> Vec<&T> {
     let count = points.len().min(MAX_ROWS);
     match count {
         0 | 1 => points.iter().collect(),
@@ -269,7 +262,7 @@ fn shortened(name: &str) -> String {
     format!("{start}…")
 }
 
-pub(super) fn mib(pages: u64) -> String {
+pub(crate) fn mib(pages: u64) -> String {
     format!("{:.1}", pages as f64 / 256.0)
 }
 

@@ -1,5 +1,6 @@
 //! A report: one HTML file that needs no network, no script and no other file.
 
+mod figure;
 mod figures;
 mod page;
 mod table;
@@ -10,7 +11,11 @@ use reapvm_reap::trace::{TraceError, TraceReader};
 
 use crate::plot::PlotError;
 use crate::statistics::Statistics;
+pub(crate) use figure::Figure;
 use figures::figures;
+pub(crate) use figures::{octaves, thinned};
+pub(crate) use page::{add_facts, add_figure, add_warning, document};
+pub(crate) use table::Table;
 
 /// A report was not made.
 #[derive(Debug, thiserror::Error)]

@@ -5,15 +5,16 @@ use std::fmt::Write;
 use reapvm_reap::trace::{TraceHeader, TraceSummary};
 
 use super::escape;
-use super::figures::{Figure, mib};
+use super::figure::Figure;
+use super::figures::mib;
 use crate::plot::{self, grouped};
 use crate::statistics::Statistics;
 
 const STYLE: &str = "\
 :root{color-scheme:light dark;--paper:#fff;--ink:#1c1e21;--soft:#5a6069;--grid:#d9dce1;--box:#f4f5f7;
---warn:#fff3d6;--s0:#1f6fb2;--s1:#d9782d;--s2:#3a9a68;--s3:#8c62b5}
+--warn:#fff3d6;--s0:#1f6fb2;--s1:#d9782d;--s2:#3a9a68;--s3:#8c62b5;--s4:#a98a12;--s5:#c2487e}
 @media (prefers-color-scheme:dark){:root{--paper:#15171a;--ink:#e8eaed;--soft:#a5acb5;--grid:#3a3f46;
---box:#1f2226;--warn:#463a18;--s0:#6cb2ee;--s1:#f0a262;--s2:#6fcf9d;--s3:#c19fe6}}
+--box:#1f2226;--warn:#463a18;--s0:#6cb2ee;--s1:#f0a262;--s2:#6fcf9d;--s3:#c19fe6;--s4:#e3c552;--s5:#f08ab8}}
 *{box-sizing:border-box}
 body{margin:0 auto;padding:1rem;max-width:62rem;background:var(--paper);color:var(--ink);
 font:16px/1.5 system-ui,sans-serif}
@@ -30,16 +31,87 @@ th,td{padding:.2rem .7rem .2rem 0;text-align:right;border-bottom:1px solid var(-
 vertical-align:top}
 th:first-child{text-align:left;font-weight:400}thead th{font-weight:600}thead th:first-child{font-weight:600}
 table.facts td{text-align:left;overflow-wrap:anywhere}table.facts th{white-space:nowrap;color:var(--soft)}
+h2.part{font-size:1.4rem;margin-top:3rem;padding-top:.6rem;border-top:2px solid var(--grid);overflow-wrap:anywhere}
+nav ul{columns:18rem;padding-left:1.2rem;margin:1rem 0}a{color:var(--s0)}
+table.claims{min-width:44rem}table.claims td,table.claims th{text-align:left;padding-right:1.2rem}
+table.claims tbody tr:first-child>*{border-bottom:0;padding-top:.6rem}
+table.claims tbody th{width:22%;font-weight:600}table.claims td[colspan]{color:var(--soft);padding-bottom:.6rem}
 details{margin:.4rem 0}summary{cursor:pointer}
 .legend{display:flex;flex-wrap:wrap;gap:.2rem 1.2rem;margin:.3rem 0}
 .legend i{display:inline-block;width:.8rem;height:.8rem;margin-right:.4rem;border-radius:.15rem}
 @media (max-width:36rem){svg{min-width:0}svg text{font-size:20px}}
+@media screen and (max-width:48rem){table.claims{min-width:0}table.claims thead{display:none}
+table.claims :is(tbody,tr,th,td){display:block;width:auto!important;padding:.1rem 0}
+table.claims tbody{border-bottom:1px solid var(--grid);padding:.6rem 0}table.claims :is(th,td){border:0!important}
+table.claims td[data-of]::before{content:attr(data-of) ': ';color:var(--soft)}}
 @media print{body{max-width:none;padding:0;font-size:11pt}figure,tr{break-inside:avoid}h2{break-after:avoid}
-svg{min-width:0}.wide{overflow:visible}summary{display:none}
+svg{min-width:0}.wide{overflow:visible}table.claims{min-width:0;font-size:9.5pt}nav{display:none}table.claims tbody{break-inside:avoid}
+summary{display:none}
 details::details-content{content-visibility:visible;block-size:auto}
 :root{--paper:#fff;--ink:#000;--soft:#333;--grid:#ccc;--box:#fff;--warn:#fff;--s0:#1f6fb2;--s1:#d9782d;
---s2:#3a9a68;--s3:#8c62b5}}
+--s2:#3a9a68;--s3:#8c62b5;--s4:#a98a12;--s5:#c2487e}}
 ";
+
+/// A whole page with this title and body.
+pub(crate) fn document(title: &str, body: &str) -> String {
+    let title = escape(title);
+    format!(
+        "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n\
+         <meta name=\"color-scheme\" content=\"light dark\">\n<title>{title}</title>\n\
+         <style>{STYLE}{}</style></head>\n<body><header><h1>{title}</h1></header><main>\n{body}\
+         </main></body></html>\n",
+        plot::STYLE
+    )
+}
+
+/// Adds `figure` with its words and numbers, made by `command`.
+pub(crate) fn add_figure(page: &mut String, figure: &Figure, command: &str) {
+    // Writing to a string does not fail, here and below.
+    let _ = writeln!(
+        page,
+        "<section id=\"{}\"><h2>{}</h2><figure>",
+        escape(&figure.anchor),
+        escape(&figure.title)
+    );
+    legend(page, &figure.series);
+    let _ = write!(
+        page,
+        "{}<figcaption>{}</figcaption></figure>\n\
+         <details><summary>Numbers</summary><div class=\"wide\" tabindex=\"0\">{}</div></details>\n\
+         <p class=\"soft\">Made by <code>{}</code>",
+        match figure.svg.as_str() {
+            "" => String::new(),
+            svg => format!("<div class=\"wide\" tabindex=\"0\">{svg}</div>"),
+        },
+        escape(&figure.caption),
+        figure.table.to_html(),
+        escape(command)
+    );
+    for (at, file) in figure.files.iter().enumerate() {
+        let before = if at == 0 { "; all rows: " } else { ", " };
+        let _ = write!(page, "{before}<code>{}</code>", escape(file));
+    }
+    page.push_str("</p></section>\n");
+}
+
+/// Adds what a reader must not overlook.
+pub(crate) fn add_warning(page: &mut String, text: &str) {
+    let _ = writeln!(page, "<p class=\"warn\">{}</p>", escape(text));
+}
+
+/// Adds names and what they stand for.
+pub(crate) fn add_facts(page: &mut String, facts: &[(&str, String)]) {
+    page.push_str("<table class=\"facts\"><tbody>\n");
+    for (name, value) in facts {
+        let value = escape(value);
+        let _ = writeln!(
+            page,
+            "<tr><th scope=\"row\">{name}</th><td>{value}</td></tr>"
+        );
+    }
+    page.push_str("</tbody></table>\n");
+}
 
 pub(super) fn page(
     header: &TraceHeader,
@@ -49,48 +121,19 @@ pub(super) fn page(
     command: &str,
 ) -> String {
     let name = header.function.as_deref().unwrap_or("a guest");
-    let title = escape(&format!(
-        "Page faults of {name}, memory mode {}",
-        header.mode
-    ));
-    let command = escape(command);
-    let mut page = format!(
-        "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n\
-         <meta name=\"color-scheme\" content=\"light dark\">\n<title>{title}</title>\n\
-         <style>{STYLE}{}</style></head>\n<body><header><h1>{title}</h1></header><main>\n",
-        plot::STYLE
-    );
-    warnings(&mut page, summary);
-    facts(&mut page, header, summary, statistics);
+    let title = format!("Page faults of {name}, memory mode {}", header.mode);
+    let mut body = String::new();
+    warnings(&mut body, summary);
+    add_facts(&mut body, &facts(header, summary, statistics));
     for figure in figures {
-        // Writing to a string does not fail, here and below.
-        let _ = writeln!(
-            page,
-            "<section id=\"{}\"><h2>{}</h2><figure>",
-            figure.anchor,
-            escape(figure.title)
-        );
-        legend(&mut page, &figure.series);
-        let _ = write!(
-            page,
-            "<div class=\"wide\" tabindex=\"0\">{}</div><figcaption>{}</figcaption></figure>\n\
-             <details><summary>Numbers</summary><div class=\"wide\" tabindex=\"0\">{}</div></details>\n\
-             <p class=\"soft\">Made by <code>{command}</code></p></section>\n",
-            figure.svg,
-            escape(&figure.caption),
-            figure.table.to_html()
-        );
+        add_figure(&mut body, figure, command);
     }
-    page.push_str("</main></body></html>\n");
-    page
+    document(&title, &body)
 }
 
 /// What a reader must not overlook.
 fn warnings(page: &mut String, summary: &TraceSummary) {
-    let mut warn = |text: &str| {
-        let _ = writeln!(page, "<p class=\"warn\">{}</p>", escape(text));
-    };
+    let mut warn = |text: &str| add_warning(page, text);
     if summary.dropped > 0 {
         warn(&format!(
             "{} faults found the buffer full and are missing: this is the beginning of the \
@@ -106,15 +149,13 @@ fn warnings(page: &mut String, summary: &TraceSummary) {
     }
 }
 
-fn facts(page: &mut String, header: &TraceHeader, summary: &TraceSummary, statistics: &Statistics) {
-    page.push_str("<table class=\"facts\"><tbody>\n");
-    let mut fact = |name: &str, value: &str| {
-        let value = escape(value);
-        let _ = writeln!(
-            page,
-            "<tr><th scope=\"row\">{name}</th><td>{value}</td></tr>"
-        );
-    };
+fn facts(
+    header: &TraceHeader,
+    summary: &TraceSummary,
+    statistics: &Statistics,
+) -> Vec<(&'static str, String)> {
+    let mut facts = Vec::new();
+    let mut fact = |name: &'static str, value: &str| facts.push((name, value.to_owned()));
     let pages = statistics.pages.len();
     fact(
         "Touched",
@@ -150,7 +191,7 @@ fn facts(page: &mut String, header: &TraceHeader, summary: &TraceSummary, statis
     }
     fact("Snapshot", &header.snapshot.to_string());
     fact("Made by", &header.creator);
-    page.push_str("</tbody></table>\n");
+    facts
 }
 
 fn legend(page: &mut String, series: &[String]) {

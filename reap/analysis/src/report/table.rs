@@ -5,25 +5,28 @@ use std::fmt::Write;
 use super::escape;
 
 /// The numbers behind a figure.
-pub(super) struct Table {
-    columns: Vec<&'static str>,
+pub(crate) struct Table {
+    columns: Vec<String>,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    pub(super) fn new(columns: &[&'static str]) -> Self {
+    pub(crate) fn new<S: AsRef<str>>(columns: &[S]) -> Self {
         Self {
-            columns: columns.to_vec(),
+            columns: columns
+                .iter()
+                .map(|name| name.as_ref().to_owned())
+                .collect(),
             rows: Vec::new(),
         }
     }
 
     /// Adds a row: its name and its numbers.
-    pub(super) fn row(&mut self, cells: Vec<String>) {
+    pub(crate) fn row(&mut self, cells: Vec<String>) {
         self.rows.push(cells);
     }
 
-    pub(super) fn to_html(&self) -> String {
+    pub(crate) fn to_html(&self) -> String {
         let mut html = String::from("<table><thead><tr>");
         for column in &self.columns {
             // Writing to a string does not fail.

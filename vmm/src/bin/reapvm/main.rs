@@ -6,6 +6,7 @@ mod cli;
 mod command;
 mod output;
 mod serve;
+mod study;
 mod terminal;
 
 use std::process::ExitCode;

@@ -1,6 +1,7 @@
 //! The Python functions: what of the REAP paper's findings does not depend on time.
 //!
-//! The rows that these jobs say are those of the README's table.
+//! The rows that these jobs say are those of the README's table; `make linux-figures` collects the
+//! lines of JSON.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -151,6 +152,17 @@ pub(super) fn run(function: &str) {
         pages.len() as f64 / runs as f64,
         100.0 * (1.0 - missed as f64 / faults as f64),
     ));
+    // What `reapvm study --linux-figures` reads.
+    let figures = json!({
+        "function": function,
+        "booted_bytes": booted,
+        "pages": pages.len(),
+        "runs": runs,
+        "same_pages": same,
+        "faults": faults,
+        "missed": missed,
+    });
+    say(&format!("figures {figures}"));
     assert!(
         missed * 100 <= faults * (100 - SPARED_PERCENT),
         "{missed} of {faults} faults were not spared"

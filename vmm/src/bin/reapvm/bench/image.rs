@@ -6,6 +6,8 @@ use reapvm::config::{ConfigError, DriveSettings, VmConfig, VsockSettings};
 use reapvm::function_vm::ReadyWhen;
 use reapvm::invocation::FUNCTION_PORT;
 
+use crate::cli::{ImageArguments, ImageKind};
+
 /// Guest memory of a Linux guest: an interpreter with its libraries, and room for what they load.
 const LINUX_MEMORY_MIB: u64 = 512;
 
@@ -28,11 +30,7 @@ pub(crate) struct LinuxImage {
 
 impl LinuxImage {
     /// What `make linux-images` has made in `folder`, or another kernel with its initrd.
-    pub(crate) fn new(
-        folder: &Path,
-        kernel: Option<&Path>,
-        initrd: Option<&Path>,
-    ) -> Result<Self, String> {
+    fn new(folder: &Path, kernel: Option<&Path>, initrd: Option<&Path>) -> Result<Self, String> {
         let rootfs = folder.join("rootfs.ext4");
         let kernel = kernel.map_or_else(|| folder.join("kernel/vmlinuz"), Path::to_owned);
         for file in [&rootfs, &kernel] {
@@ -53,6 +51,18 @@ impl LinuxImage {
 }
 
 impl BenchImage {
+    /// The one that the command line asks for.
+    pub(crate) fn of(arguments: &ImageArguments) -> Result<Self, String> {
+        Ok(match arguments.image {
+            ImageKind::Builtin => Self::Builtin,
+            ImageKind::Linux => Self::Linux(LinuxImage::new(
+                &arguments.image_dir.clone().unwrap_or_else(default_folder),
+                arguments.kernel.as_deref(),
+                arguments.initrd.as_deref(),
+            )?),
+        })
+    }
+
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Builtin => "builtin",
@@ -98,7 +108,7 @@ impl BenchImage {
 }
 
 /// Where `make linux-images` puts them: `$XDG_CACHE_HOME/reapvm/linux/images`.
-pub(crate) fn default_folder() -> PathBuf {
+fn default_folder() -> PathBuf {
     let cache = std::env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
         .filter(|path| path.is_absolute())

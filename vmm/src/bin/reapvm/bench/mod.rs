@@ -6,9 +6,9 @@
 //! uninterrupted machine gave to the same input.
 
 mod concurrent;
-mod disk;
+pub(crate) mod disk;
 mod fio;
-mod image;
+pub(crate) mod image;
 mod ladder;
 mod report;
 mod stats;
@@ -29,24 +29,24 @@ use reapvm::function_vm::{self, FunctionVm};
 use reapvm::invocation::Connection;
 use reapvm_reap::MemoryRestoreMode;
 use reapvm_reap::page_cache;
-use reapvm_snapshot::HostInfo;
+use reapvm_snapshot::{HostInfo, Manifest};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::cli::{Bench, ImageKind};
+use crate::cli::Bench;
 use crate::command::CommandResult;
-use image::{BenchImage, LinuxImage};
+use image::BenchImage;
 use report::{BenchReport, CellResult, Host};
 
 /// How long one boot or one invocation may take.
-const TIMEOUT: Duration = Duration::from_secs(120);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(120);
 /// Seed of the warm-up before the snapshot, and of every recording.
 const WARM_UP_SEED: u64 = 0;
 const RECORDED_SEED: u64 = 1;
 /// Seeds of the measured runs: none of them was recorded.
 const FIRST_MEASURED_SEED: u64 = 1000;
 
-fn input(seed: u64) -> Value {
+pub(crate) fn input(seed: u64) -> Value {
     json!({ "seed": seed })
 }
 
@@ -54,7 +54,7 @@ fn measured_input(run: u32) -> Value {
     input(FIRST_MEASURED_SEED + u64::from(run))
 }
 
-fn selected_functions(names: &str) -> Result<Vec<String>, Box<dyn Error>> {
+pub(crate) fn selected_functions(names: &str) -> Result<Vec<String>, Box<dyn Error>> {
     if names == "all" {
         return Ok(reapvm_guest_images::FUNCTIONS
             .iter()
@@ -71,7 +71,7 @@ fn selected_functions(names: &str) -> Result<Vec<String>, Box<dyn Error>> {
     Ok(functions)
 }
 
-fn host() -> Result<Host, Box<dyn Error>> {
+pub(crate) fn host() -> Result<Host, Box<dyn Error>> {
     let info = HostInfo::detect()?;
     let system = rustix::system::sysinfo();
     Ok(Host {
@@ -84,10 +84,10 @@ fn host() -> Result<Host, Box<dyn Error>> {
 }
 
 /// Progress on a terminal as a bar, otherwise a line a function.
-struct Progress(ProgressBar);
+pub(crate) struct Progress(ProgressBar);
 
 impl Progress {
-    fn new(steps: u64) -> Self {
+    pub(crate) fn new(steps: u64) -> Self {
         let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::stderr());
         bar.set_style(
             ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} {msg}")
@@ -97,7 +97,7 @@ impl Progress {
         Self(bar)
     }
 
-    fn function(&self, text: String) {
+    pub(crate) fn function(&self, text: String) {
         if std::io::stderr().is_terminal() {
             self.0.set_message(text);
         } else {
@@ -105,9 +105,13 @@ impl Progress {
         }
     }
 
-    fn step(&self, text: String) {
+    pub(crate) fn step(&self, text: String) {
         self.0.set_message(text);
         self.0.inc(1);
+    }
+
+    pub(crate) fn finish(&self) {
+        self.0.finish_and_clear();
     }
 }
 
@@ -119,14 +123,13 @@ struct Warm {
     booted_resident_mib: f64,
 }
 
-/// Boots `function`, measures warm invocations on the uninterrupted machine and saves it. The
-/// machine that is saved is another one: it has served the warm-up only.
-fn boot_and_save(
+/// Saves a machine that serves `function` to `dir`, and boots another one, which goes on: both have
+/// served the warm-up only.
+pub(crate) fn save_and_boot(
     image: &BenchImage,
     function: &str,
     dir: &Path,
-    runs: u32,
-) -> Result<Warm, Box<dyn Error>> {
+) -> Result<(Manifest, FunctionVm), Box<dyn Error>> {
     let config = image.config(function)?;
     let ready = image.ready();
     let manifest = function_vm::create_snapshot(
@@ -138,15 +141,33 @@ fn boot_and_save(
     )?;
     let vm = FunctionVm::boot_until(config, &ready, TIMEOUT)?;
     vm.invoke(&input(WARM_UP_SEED), TIMEOUT)?;
+    Ok((manifest, vm))
+}
+
+/// Calls the function of a machine that runs: how long it took, in ms, and what it answered.
+pub(crate) fn warm_call(vm: &FunctionVm, input: &Value) -> Result<(f64, Value), Box<dyn Error>> {
+    let mut connection = Connection::open(&vm.machine)?;
+    let started_ns = reapvm::clock::monotonic_ns();
+    let reply = connection.call(&vm.machine, input, TIMEOUT)?;
+    let took_ms = (reply.marks.response_ns - started_ns) as f64 / 1e6;
+    Ok((took_ms, reply.value))
+}
+
+/// Saves `function` to `dir`, and measures warm invocations on the machine that goes on.
+fn boot_and_save(
+    image: &BenchImage,
+    function: &str,
+    dir: &Path,
+    runs: u32,
+) -> Result<Warm, Box<dyn Error>> {
+    let (manifest, vm) = save_and_boot(image, function, dir)?;
     let recorded_response = vm.invoke(&input(RECORDED_SEED), TIMEOUT)?;
     let mut times_ms = Vec::new();
     let mut expected = BTreeMap::new();
     for run in 0..runs {
-        let mut connection = Connection::open(&vm.machine)?;
-        let started_ns = reapvm::clock::monotonic_ns();
-        let reply = connection.call(&vm.machine, &measured_input(run), TIMEOUT)?;
-        times_ms.push((reply.marks.response_ns - started_ns) as f64 / 1e6);
-        expected.insert(run, reply.value);
+        let (took_ms, response) = warm_call(&vm, &measured_input(run))?;
+        times_ms.push(took_ms);
+        expected.insert(run, response);
     }
     Ok(Warm {
         times_ms,
@@ -156,7 +177,8 @@ fn boot_and_save(
     })
 }
 
-fn cold_start(
+/// A cold start in a process of its own, whose response has to be `expected`.
+pub(crate) fn cold_start(
     image: &BenchImage,
     start: &ColdStart<'_>,
     expected: &Value,
@@ -255,17 +277,7 @@ fn measure_function(
 
 pub(crate) fn run(arguments: &Bench) -> CommandResult {
     let functions = selected_functions(&arguments.functions)?;
-    let image = match arguments.image {
-        ImageKind::Builtin => BenchImage::Builtin,
-        ImageKind::Linux => BenchImage::Linux(LinuxImage::new(
-            &arguments
-                .image_dir
-                .clone()
-                .unwrap_or_else(image::default_folder),
-            arguments.kernel.as_deref(),
-            arguments.initrd.as_deref(),
-        )?),
-    };
+    let image = BenchImage::of(&arguments.image)?;
     std::fs::create_dir_all(&arguments.dir).map_err(|error| {
         format!(
             "cannot make the directory '{}': {error}",
@@ -293,7 +305,7 @@ pub(crate) fn run(arguments: &Bench) -> CommandResult {
         }
         results.append(&mut cells);
     }
-    progress.0.finish_and_clear();
+    progress.finish();
     let summary = report::totals(&results, &functions);
     let report = BenchReport {
         image: image.name(),

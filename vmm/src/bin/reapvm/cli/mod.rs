@@ -3,6 +3,7 @@
 mod install;
 mod machine;
 mod serve;
+mod study;
 mod trace;
 mod working_set;
 
@@ -17,6 +18,7 @@ pub(crate) use machine::{MachineOptions, OverrideOptions};
 pub(crate) use serve::{
     Request, RequestCommand, RequestInvoke, Serve, ServeWorker, TemplateArgument,
 };
+pub(crate) use study::StudyArguments;
 pub(crate) use trace::{TraceAnalysis, TraceCommand, TraceFlags, TraceInfo, TraceRecordArguments};
 pub(crate) use working_set::{
     WorkingSetCommand, WorkingSetDiff, WorkingSetMerge, WorkingSetPolicyOptions, WorkingSetShow,
@@ -108,6 +110,8 @@ pub(crate) enum Command {
     Tune(Tune),
     /// Measure warm and cold starts of the built-in functions
     Bench(Bench),
+    /// Study how functions use memory: the findings of the REAP paper, tested here, as a report
+    Study(StudyArguments),
     /// The built-in guest's image
     #[command(subcommand)]
     Image(ImageCommand),
@@ -348,6 +352,23 @@ pub(crate) enum ImageKind {
     Linux,
 }
 
+/// Whose functions are measured.
+#[derive(Args)]
+pub(crate) struct ImageArguments {
+    /// Whose functions: those of the built-in guest, or the same in Python on Linux
+    #[arg(long, value_enum, default_value = "builtin")]
+    pub(crate) image: ImageKind,
+    /// Where `make linux-images` has put the images [default: ~/.cache/reapvm/linux/images]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) image_dir: Option<PathBuf>,
+    /// Another kernel for the Linux image
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kernel: Option<PathBuf>,
+    /// The initial RAM disk that this kernel needs
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub(crate) initrd: Option<PathBuf>,
+}
+
 /// A mode in which many machines are started at once.
 fn concurrent_mode(text: &str) -> Result<MemoryRestoreMode, String> {
     match mode(text)? {
@@ -378,18 +399,8 @@ impl StartBy {
 
 #[derive(Args)]
 pub(crate) struct Bench {
-    /// Whose functions: those of the built-in guest, or the same in Python on Linux
-    #[arg(long, value_enum, default_value = "builtin")]
-    pub(crate) image: ImageKind,
-    /// Where `make linux-images` has put the images [default: ~/.cache/reapvm/linux/images]
-    #[arg(long, value_name = "DIR")]
-    pub(crate) image_dir: Option<PathBuf>,
-    /// Another kernel for the Linux image
-    #[arg(long, value_name = "FILE")]
-    pub(crate) kernel: Option<PathBuf>,
-    /// The initial RAM disk that this kernel needs
-    #[arg(long, value_name = "FILE", requires = "kernel")]
-    pub(crate) initrd: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) image: ImageArguments,
     /// Functions, separated by commas
     #[arg(long, value_name = "NAMES", default_value = "all")]
     pub(crate) functions: String,

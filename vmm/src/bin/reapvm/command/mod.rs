@@ -14,9 +14,10 @@ use std::error::Error;
 use std::process::ExitCode;
 
 use crate::cli::Command;
-use crate::{bench, serve};
+use crate::{bench, serve, study};
 
 pub(crate) use invoke::print as print_report;
+pub(crate) use trace::analysis;
 
 /// What a subcommand returns: it fails with whatever error it met, which `main` prints.
 pub(crate) type CommandResult = Result<ExitCode, Box<dyn Error>>;
@@ -33,6 +34,7 @@ pub(crate) fn run(command: Command, process_start_ns: u64) -> CommandResult {
         Command::ServeWorker(arguments) => serve::run_worker(&arguments, process_start_ns),
         Command::WorkingSet(command) => working_set::run(command),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Study(arguments) => study::run(&arguments),
         Command::Tune(arguments) => tune::run(&arguments),
         Command::Image(command) => image::run(command),
     }

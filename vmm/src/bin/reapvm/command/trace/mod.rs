@@ -1,6 +1,6 @@
 //! `reapvm trace`.
 
-mod analysis;
+pub(crate) mod analysis;
 mod info;
 mod record;
 

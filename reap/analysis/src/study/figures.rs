@@ -1,0 +1,449 @@
+//! The figures of a study: first those of all functions, then those of each.
+
+use reapvm_reap::study::{StartKind, StartPhasesMs};
+
+use super::findings::Function;
+use super::invocation::PARTS;
+use super::numbers::{mean, percent};
+use super::readahead::{Shape, WINDOWS};
+use super::tables::{Tables, WARM};
+use crate::dataset::{Cell, Dataset};
+use crate::plot::{self, Bars, MAX_SERIES, PlotError, RowBars};
+use crate::report::{Figure, octaves};
+
+/// Functions of the guest that have a bar of their own.
+const MAX_SYMBOLS: usize = 15;
+
+pub(super) fn of_all(
+    functions: &[Function<'_>],
+    tables: &Tables,
+) -> Result<Vec<Figure>, PlotError> {
+    Ok(vec![
+        footprint(functions, tables)?,
+        times(functions, tables)?,
+        touches(functions, tables)?,
+        contiguity(functions, tables)?,
+        reuse(functions, tables)?,
+        readahead(functions, tables)?,
+        sets(functions, tables)?,
+        symbols(functions, tables)?,
+    ])
+}
+
+pub(super) fn of_one(function: &Function<'_>, tables: &Tables) -> Result<Vec<Figure>, PlotError> {
+    Ok(vec![
+        latency(function, tables)?,
+        curve(function, tables)?,
+        map(function, tables)?,
+        runs(function, tables)?,
+    ])
+}
+
+fn names(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+/// A row of bars for each function.
+fn by_function(
+    functions: &[Function<'_>],
+    parts: impl Fn(&Function<'_>) -> Vec<Option<f64>>,
+) -> Vec<(String, Vec<Option<f64>>)> {
+    let row = |function: &Function<'_>| (function.name().to_owned(), parts(function));
+    functions.iter().map(row).collect()
+}
+
+/// A figure about all functions, with all of `dataset`.
+fn overview(
+    anchor: &str,
+    bars: &RowBars<'_>,
+    series: &[&str],
+    caption: String,
+    dataset: &Dataset,
+) -> Result<Figure, PlotError> {
+    Ok(Figure {
+        anchor: anchor.to_owned(),
+        title: bars.title.to_owned(),
+        caption,
+        svg: plot::row_bars(bars)?,
+        series: names(series),
+        table: dataset.table(0, |_| true),
+        files: dataset.files(),
+    })
+}
+
+fn footprint(functions: &[Function<'_>], tables: &Tables) -> Result<Figure, PlotError> {
+    let mib = |bytes: f64| bytes / f64::from(1 << 20);
+    let bars = RowBars {
+        title: "Footprint: booted against restored",
+        x_label: "resident guest memory (MiB)",
+        is_stacked: false,
+        rows: by_function(functions, |f| {
+            let booted = f.measured.booted_resident_bytes as f64;
+            vec![Some(mib(booted)), f.restored_bytes().map(mib)]
+        }),
+    };
+    let caption = "Booted: resident when the machine was saved, after one request. Restored: resident \
+                   after the response of a start on demand, median. Touched pages are those of its \
+                   traces.";
+    overview(
+        "footprint",
+        &bars,
+        &["booted", "restored"],
+        caption.to_owned(),
+        &tables.footprint,
+    )
+}
+
+fn times(functions: &[Function<'_>], tables: &Tables) -> Result<Figure, PlotError> {
+    let bars = RowBars {
+        title: "Time of a cold start by memory mode",
+        x_label: "from exec to the whole response, median (ms)",
+        is_stacked: false,
+        rows: by_function(functions, |f| {
+            StartKind::TIMED.map(|kind| f.total_ms(kind)).into()
+        }),
+    };
+    let speed_ups: Vec<f64> = functions.iter().filter_map(Function::speed_up).collect();
+    let caption = match mean(speed_ups) {
+        None => "The speed-up was not measured.".to_owned(),
+        Some(mean) => format!(
+            "file is the baseline, a private mapping of the memory file with the kernel's readahead; \
+             prefetch is {mean:.2} times faster on average. The sets that are prefetched are of other \
+             inputs."
+        ),
+    };
+    let series = StartKind::TIMED.map(StartKind::as_str);
+    overview("times", &bars, &series, caption, &tables.latency)
+}
+
+fn touches(functions: &[Function<'_>], tables: &Tables) -> Result<Figure, PlotError> {
+    let bars = RowBars {
+        title: "When pages are touched for the first time",
+        x_label: "first touches (%)",
+        is_stacked: true,
+        rows: by_function(functions, |f| f.by_part().map(Some).into()),
+    };
+    let caption = "By the recorded starts. Connection: from the guest's first instruction until it \
+                   accepts the connection; processing: from there to the response.";
+    overview(
+        "touches",
+        &bars,
+        &PARTS,
+        caption.to_owned(),
+        &tables.touches,
+    )
+}
+
+fn contiguity(functions: &[Function<'_>], tables: &Tables) -> Result<Figure, PlotError> {
+    let bars = RowBars {
+        title: "Contiguity: pages of an average run",
+        x_label: "pages a run",
+        is_stacked: false,
+        rows: by_function(functions, |f| vec![f.pages_a_run()]),
+    };
+    let caption = "A run is a row of neighbouring pages that were touched, all in guest-physical \
+                   addresses. The paper finds 1.6 to 4.9.";
+    overview(
+        "contiguity",
+        &bars,
+        &[],
+        caption.to_owned(),
+        &tables.contiguity,
+    )
+}
+
+fn reuse(functions: &[Function<'_>], tables: &Tables) -> Result<Figure, PlotError> {
+    let bars = RowBars {
+        title: "Reuse: pages that two invocations share",
+        x_label: "pages of one that the other touches too (%)",
+        is_stacked: false,
+        rows: by_function(functions, |f| {
+            let same = |reuse: Option<super::sets::Reuse>| reuse.map(|r| r.same_pct);
+            vec![same(f.same_input), same(f.other_input)]
+        }),
+    };
+    let caption = "Each recorded invocation against each other one, on average. Unique pages are those \
+                   of one that the other has not; the Jaccard index is the pages of both over those of \
+                   either.";
+    overview(
+        "reuse",
+        &bars,
+        &["same input", "other input"],
+        caption.to_owned(),
+        &tables.reuse,
+    )
+}
+
+fn readahead(functions: &[Function<'_>], tables: &Tables) -> Result<Figure, PlotError> {
+    let rows = WINDOWS.iter().map(|window| {
+        let name = match window {
+            1 => "1 page".to_owned(),
+            pages => format!("{pages} pages"),
+        };
+        let played = || {
+            functions
+                .iter()
+                .map(|f| f.readahead(*window, Shape::Around))
+        };
+        let covered = played().map(|o| percent(o.covered, o.faults + o.covered));
+        let wasted = played().map(|o| percent(o.wasted, o.read));
+        (name, vec![mean(covered), mean(wasted)])
+    });
+    let bars = RowBars {
+        title: "What readahead would have helped",
+        x_label: "covered: of the touched pages; wasted: of the pages read (%)",
+        is_stacked: false,
+        rows: rows.collect(),
+    };
+    let caption = "Windows around each fault, played over the recorded first touches with an empty page \
+                   cache, mean of the functions. Covered: an earlier window had brought the page. \
+                   Wasted: nobody touched it. Linux's own window is 32 pages; the table also has \
+                   windows ahead of the fault.";
+    overview(
+        "readahead",
+        &bars,
+        &["covered", "wasted"],
+        caption.to_owned(),
+        &tables.readahead,
+    )
+}
+
+fn sets(functions: &[Function<'_>], tables: &Tables) -> Result<Figure, PlotError> {
+    let ends = |f: &Function<'_>| {
+        let (first, last) = (
+            f.fits.first(),
+            f.fits.last().filter(|fit| fit.recordings > 1),
+        );
+        vec![
+            first.map(|fit| fit.missed_pct),
+            last.map(|fit| fit.missed_pct),
+            first.map(|fit| fit.wasted_pct),
+            last.map(|fit| fit.wasted_pct),
+        ]
+    };
+    let bars = RowBars {
+        title: "Misses and waste of working sets, from one recording and from several",
+        x_label: "missed: of the touched pages; wasted: of the set (%)",
+        is_stacked: false,
+        rows: by_function(functions, ends),
+    };
+    let merged = functions.iter().flat_map(|f| &f.fits).map(|f| f.recordings);
+    let merged = merged.max().unwrap_or_default();
+    let caption = format!(
+        "Sets of recordings with other inputs, against each recorded invocation. Merged: the union of \
+         {merged}. A miss is a fault; waste is read and copied for nothing."
+    );
+    overview(
+        "sets",
+        &bars,
+        &[
+            "missed, one",
+            "missed, merged",
+            "wasted, one",
+            "wasted, merged",
+        ],
+        caption,
+        &tables.sets,
+    )
+}
+
+fn symbols(functions: &[Function<'_>], tables: &Tables) -> Result<Figure, PlotError> {
+    const TITLE: &str = "Faults by the guest's functions";
+    let mut sums: Vec<(String, f64)> = Vec::new();
+    for symbol in functions.iter().filter_map(|f| f.symbols.touches.as_ref()) {
+        for one in &symbol.symbols {
+            match sums.iter_mut().find(|(name, _)| *name == one.symbol) {
+                Some((_, touches)) => *touches += one.touches as f64,
+                None => sums.push((one.symbol.clone(), one.touches as f64)),
+            }
+        }
+    }
+    sums.sort_by(|a, b| b.1.total_cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+    sums.truncate(MAX_SYMBOLS);
+    // Each reason once, however many functions have it.
+    let mut reasons: Vec<&str> = functions
+        .iter()
+        .map(|f| f.symbols.reason.as_str())
+        .collect();
+    reasons.dedup();
+    let reasons = reasons.join("; ");
+    let (svg, caption) = match sums.is_empty() {
+        true => (
+            String::new(),
+            format!("Not known here: {reasons}. docs/trace.md says what KVM's tracepoint needs."),
+        ),
+        false => {
+            let rows = sums.into_iter();
+            let bars = RowBars {
+                title: TITLE,
+                x_label: "touches, all functions together",
+                is_stacked: false,
+                rows: rows
+                    .map(|(name, touches)| (shortened(&name), vec![Some(touches)]))
+                    .collect(),
+            };
+            (plot::row_bars(&bars)?, reasons)
+        }
+    };
+    let (table, shown, all) = tables.symbols.thinned_table(0, |_| true);
+    Ok(Figure {
+        anchor: "symbols".to_owned(),
+        title: TITLE.to_owned(),
+        caption: caption + &of_rows(shown, all),
+        svg,
+        series: Vec::new(),
+        table,
+        files: tables.symbols.files(),
+    })
+}
+
+/// A name that fits beside a bar. The table has the whole one.
+fn shortened(name: &str) -> String {
+    const MAX_CHARS: usize = 18;
+    if name.chars().count() <= MAX_CHARS {
+        return name.to_owned();
+    }
+    let start: String = name.chars().take(MAX_CHARS - 1).collect();
+    format!("{start}…")
+}
+
+/// How many rows of the data a table has, where those are not all.
+fn of_rows(shown: usize, all: usize) -> String {
+    match shown < all {
+        true => format!(" The table has {shown} of {all} rows."),
+        false => String::new(),
+    }
+}
+
+/// A figure about one function, with its rows of `dataset`.
+fn of_function(
+    function: &Function<'_>,
+    name: &str,
+    title: &str,
+    svg: String,
+    caption: String,
+    dataset: &Dataset,
+) -> Figure {
+    let is_its = |row: &[Cell]| matches!(&row[0], Cell::Text(name) if name == function.name());
+    let (table, shown, all) = dataset.thinned_table(1, is_its);
+    Figure {
+        anchor: format!("{}-{name}", function.name()),
+        title: title.to_owned(),
+        caption: caption + &of_rows(shown, all),
+        svg,
+        series: Vec::new(),
+        table,
+        files: dataset.files(),
+    }
+}
+
+fn latency(function: &Function<'_>, tables: &Tables) -> Result<Figure, PlotError> {
+    let title = format!("{}: where the time of a start goes", function.name());
+    let warm = [None, None, None, None, function.warm_ms()];
+    let mut rows = vec![(WARM.to_owned(), warm.to_vec())];
+    for kind in StartKind::TIMED {
+        if let Some(start) = function.median_start(kind) {
+            let parts = start.phases_ms.parts().map(Some);
+            rows.push((kind.as_str().to_owned(), parts.to_vec()));
+        }
+    }
+    let bars = RowBars {
+        title: &title,
+        x_label: "from exec to the whole response (ms)",
+        is_stacked: true,
+        rows,
+    };
+    let caption = "Each bar is the start whose time is the median, so that its parts add up. Warm is a \
+                   call of the machine that was never interrupted.";
+    let mut figure = of_function(
+        function,
+        "latency",
+        &title,
+        plot::row_bars(&bars)?,
+        caption.to_owned(),
+        &tables.latency,
+    );
+    figure.series = names(&StartPhasesMs::NAMES);
+    Ok(figure)
+}
+
+fn curve(function: &Function<'_>, tables: &Tables) -> Result<Figure, PlotError> {
+    let title = format!("{}: first touches over time", function.name());
+    let mut shown = function.one_of_each_input();
+    shown.truncate(MAX_SERIES);
+    let curves: Vec<_> = shown
+        .iter()
+        .map(|i| i.statistics.curve.as_slice())
+        .collect();
+    let caption = "A recorded invocation with each input. A steep part is a burst of first touches; a \
+                   flat one is computing on pages that are there.";
+    let mut figure = of_function(
+        function,
+        "curve",
+        &title,
+        plot::curves(&curves, &title)?,
+        caption.to_owned(),
+        &tables.curve,
+    );
+    figure.series = (1..=shown.len()).map(|at| format!("input {at}")).collect();
+    Ok(figure)
+}
+
+fn map(function: &Function<'_>, tables: &Tables) -> Result<Figure, PlotError> {
+    let title = format!("{}: touched parts of guest memory", function.name());
+    let bins = function
+        .invocations
+        .first()
+        .map(|first| first.statistics.map.bins())
+        .unwrap_or_default();
+    let touched = bins.iter().filter(|bin| bin.touched > 0).count();
+    let caption = format!(
+        "The first recorded invocation; each bar is a part of {} KiB, of which {touched} of {} were \
+         touched.",
+        bins.first().map_or(0, |bin| bin.pages * 4),
+        bins.len()
+    );
+    let svg = plot::spatial_bars(&bins, &title)?;
+    Ok(of_function(
+        function,
+        "map",
+        &title,
+        svg,
+        caption,
+        &tables.map,
+    ))
+}
+
+fn runs(function: &Function<'_>, tables: &Tables) -> Result<Figure, PlotError> {
+    let title = format!("{}: lengths of runs of touched pages", function.name());
+    let first = function.invocations.first();
+    let octaves = first.map(|first| octaves(&first.statistics.run_pages));
+    let bars = Bars {
+        title: &title,
+        x_label: "pages in a run",
+        y_label: "runs",
+        bars: octaves
+            .unwrap_or_default()
+            .into_iter()
+            .map(|(name, runs)| (name, vec![runs]))
+            .collect(),
+    };
+    let caption = match first.map(|first| &first.statistics) {
+        None => "No invocation was recorded.".to_owned(),
+        Some(statistics) => format!(
+            "The first recorded invocation: {} runs, {:.2} pages each on average, the longest {}.",
+            statistics.run_pages.count(),
+            statistics.pages_a_run(),
+            statistics.run_pages.max()
+        ),
+    };
+    let svg = plot::bars(&bars)?;
+    Ok(of_function(
+        function,
+        "runs",
+        &title,
+        svg,
+        caption,
+        &tables.runs,
+    ))
+}
