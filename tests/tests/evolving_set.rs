@@ -15,6 +15,7 @@ use reapvm_snapshot::Snapshot;
 use reapvm_tests::launcher;
 use reapvm_tests::reports::{count, invoke};
 use reapvm_tests::scratch;
+use reapvm_tests::server::Server;
 use reapvm_tests::snapshots;
 use reapvm_tests::watchdog::guarded;
 use serde_json::{Value, json};
@@ -323,4 +324,75 @@ fn set_and_state_are_valid_whoever_is_killed() {
         check_that_it_fits(&dir, &snapshots::input(1), 99.5);
         launcher::run(["snapshot", "verify", dir.to_str().unwrap()]).success();
     });
+}
+
+#[test]
+fn a_servers_machines_let_their_snapshots_set_evolve() {
+    guarded(|| {
+        let scratch = scratch::dir();
+        let dir = scratch.path().join("hello");
+        let expected = snapshots::create("helloworld", &dir, &[1, 2, 3]);
+        let mut arguments = EVOLVE.map(String::from).to_vec();
+        arguments.extend(["--ready", "3", "--max-running", "3"].map(String::from));
+        arguments.push(dir.to_str().unwrap().to_owned());
+        let server = Server::start(&scratch.path().join("s"), arguments);
+        let request = |seed: u64| {
+            json!({"id": seed, "op": "invoke", "template": "hello", "timeout_s": 120,
+                   "input": snapshots::input(seed)})
+        };
+        let check = |answer: &Value| {
+            let seed = answer["id"].as_u64().unwrap();
+            let report = &answer["result"]["report"];
+            assert_eq!(report["response"], expected[seed as usize - 1], "{answer}");
+            report.clone()
+        };
+        let first = check(&server.ask(&request(1)));
+        assert_eq!(first["mode"], "record");
+        assert_eq!(first["evolution"]["recorded"], "no-set");
+        let second = check(&server.ask(&request(1)));
+        assert_eq!(second["mode"], "prefetch");
+        assert_eq!(count(&second["evolution"]["added_pages"]), 0);
+
+        // Several at once, whatever each of them does to the set.
+        let mut client = server.client();
+        for round in 0..4 {
+            for seed in 1..=3 {
+                client.send(&request(seed));
+            }
+            for _ in 1..=3 {
+                let report = check(&client.receive());
+                assert_eq!(report["evolution"]["policy"], "evolve", "round {round}");
+            }
+        }
+        let before = fs::read(dir.join("working-set")).unwrap();
+        let mut asked = request(3);
+        asked["mode"] = json!("ondemand");
+        let report = check(&server.ask(&asked));
+        assert_eq!(report["mode"], "ondemand");
+        assert!(report["evolution"].is_null(), "{report}");
+        assert_eq!(fs::read(dir.join("working-set")).unwrap(), before);
+
+        let mut asked = request(1);
+        asked["keep_recording"] = json!(false);
+        let answer = server.ask(&asked);
+        assert_eq!(answer["error"]["kind"], "bad-request", "{answer}");
+        drop(server);
+        for seed in 1..=3 {
+            check_that_it_fits(&dir, &snapshots::input(seed), 99.0);
+        }
+        launcher::run(["snapshot", "verify", dir.to_str().unwrap()]).success();
+    });
+}
+
+#[test]
+fn a_policy_that_decides_the_mode_is_refused_with_another_mode() {
+    let scratch = scratch::dir();
+    let socket = scratch.path().join("s");
+    let dir = snapshots::shared("helloworld");
+    let mut arguments = vec!["serve", "--socket", socket.to_str().unwrap()];
+    arguments.extend(["--memory", "ondemand"]);
+    arguments.extend(EVOLVE);
+    arguments.push(dir.to_str().unwrap());
+    launcher::run(arguments).failure(&["evolve", "--memory"]);
+    assert!(!socket.exists());
 }

@@ -73,7 +73,7 @@ impl FromStr for WorkingSetPolicy {
 }
 
 /// What is to be known of the working set, and done about it.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct WorkingSetOptions {
     /// Whether and how the set changes.
     pub policy: WorkingSetPolicy,

@@ -21,7 +21,7 @@ pub(crate) use serve::{
 pub(crate) use study::StudyArguments;
 pub(crate) use trace::{TraceAnalysis, TraceCommand, TraceFlags, TraceInfo, TraceRecordArguments};
 pub(crate) use working_set::{
-    WorkingSetCommand, WorkingSetDiff, WorkingSetMerge, WorkingSetPolicyOptions, WorkingSetShow,
+    WorkingSetCommand, WorkingSetDiff, WorkingSetMerge, WorkingSetShow, WorkingSetUseOptions,
     to_arguments as working_set_arguments,
 };
 
@@ -272,7 +272,7 @@ pub(crate) struct Invoke {
     #[arg(long, value_name = "MODE", value_parser = mode, verbatim_doc_comment)]
     pub(crate) memory: Option<MemoryRestoreMode>,
     #[command(flatten)]
-    pub(crate) working_set: WorkingSetPolicyOptions,
+    pub(crate) working_set: WorkingSetUseOptions,
     #[command(flatten)]
     pub(crate) install: InstallArguments,
     #[command(flatten)]

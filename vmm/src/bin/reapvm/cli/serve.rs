@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 use reapvm_reap::{InstallMethod, MemoryRestoreMode};
 
 use super::install::install_method;
+use super::working_set::WorkingSetPolicyOptions;
 use super::{json, mode, seconds};
 
 /// Machines whose memory is read at once, unless another number is given.
@@ -69,6 +70,8 @@ pub(crate) struct Serve {
     /// How prefetch installs the working set if a request does not say
     #[arg(long, value_name = "METHOD", default_value = "auto", value_parser = install_method)]
     pub(crate) install: InstallMethod,
+    #[command(flatten)]
+    pub(crate) working_set: WorkingSetPolicyOptions,
     /// Machines that are kept prepared for each snapshot
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(..=1024))]
     pub(crate) ready: u32,

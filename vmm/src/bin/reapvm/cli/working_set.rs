@@ -61,8 +61,8 @@ pub(crate) struct WorkingSetShow {
     pub(crate) json: bool,
 }
 
-/// What an invocation does about its snapshot's working set.
-#[derive(Args)]
+/// What starts do about their snapshot's working set.
+#[derive(Args, Debug)]
 pub(crate) struct WorkingSetPolicyOptions {
     /// What happens to the working set from start to start
     ///
@@ -85,6 +85,13 @@ pub(crate) struct WorkingSetPolicyOptions {
     /// Begin anew with a state of the working set that is damaged or of another snapshot or version
     #[arg(long)]
     pub(crate) reset_working_set_state: bool,
+}
+
+/// What an invocation does about its snapshot's working set.
+#[derive(Args)]
+pub(crate) struct WorkingSetUseOptions {
+    #[command(flatten)]
+    pub(crate) policy: WorkingSetPolicyOptions,
     /// Measure which prefetched pages the guest did not touch; makes the start longer, needs root
     #[arg(long)]
     pub(crate) measure_unused: bool,
@@ -100,7 +107,16 @@ impl WorkingSetPolicyOptions {
                 leave_after: self.leave_after,
             },
             reset_state: self.reset_working_set_state,
+            measure_unused: false,
+        }
+    }
+}
+
+impl WorkingSetUseOptions {
+    pub(crate) fn options(&self) -> WorkingSetOptions {
+        WorkingSetOptions {
             measure_unused: self.measure_unused,
+            ..self.policy.options()
         }
     }
 }
@@ -144,7 +160,7 @@ mod tests {
     #[derive(Parser)]
     struct Line {
         #[command(flatten)]
-        options: WorkingSetPolicyOptions,
+        options: WorkingSetUseOptions,
     }
 
     #[test]

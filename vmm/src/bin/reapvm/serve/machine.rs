@@ -4,6 +4,7 @@ use std::io;
 use std::process::Child;
 use std::time::{Duration, Instant};
 
+use reapvm::cold_start::WorkingSetOptions;
 use reapvm::invocation::MAX_REPLY_BYTES;
 use reapvm_reap::{InstallMethod, MemoryRestoreMode};
 use serde_json::Value;
@@ -27,6 +28,7 @@ pub(super) struct Job {
     pub(super) invocation: Invocation,
     pub(super) mode: MemoryRestoreMode,
     pub(super) install: InstallMethod,
+    pub(super) set: WorkingSetOptions,
     pub(super) timeout: Duration,
     pub(super) received_ns: u64,
     /// Counts the jobs: the order of their arrival.
@@ -55,6 +57,7 @@ impl Job {
         Order {
             mode: self.mode,
             install: self.install,
+            set: self.set,
             input: self.invocation.input.clone(),
             timeout_s: self.invocation.timeout_s,
             keep_recording: self.invocation.keep_recording,

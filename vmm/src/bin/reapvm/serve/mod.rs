@@ -26,6 +26,9 @@ mod worker;
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
+use reapvm::cold_start::WorkingSetPolicy;
+use reapvm_reap::MemoryRestoreMode;
+
 pub(crate) use request::{Connection, invocation_request, run as request};
 pub(crate) use worker::run as run_worker;
 
@@ -38,6 +41,14 @@ use socket::ServerSocket;
 use template::Template;
 
 pub(crate) fn run(arguments: Serve) -> CommandResult {
+    let policy = arguments.working_set.working_set_policy;
+    if policy != WorkingSetPolicy::Fixed && arguments.memory != MemoryRestoreMode::Prefetch {
+        return Err(format!(
+            "the working-set policy {policy} decides by itself how memory comes back: leave out \
+             --memory"
+        )
+        .into());
+    }
     let mut templates = BTreeMap::new();
     for argument in &arguments.snapshots {
         let template = Template::open(argument)?;

@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use reapvm::clock;
+use reapvm::cold_start::{WorkingSetOptions, WorkingSetPolicy};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -358,6 +359,21 @@ impl Server {
                     "timeout_s is a number of seconds, more than zero",
                 )
             })?;
+        // A mode that is asked for is what runs, so that the policy cannot decide.
+        let set = match invocation.mode {
+            None => self.options.working_set.options(),
+            Some(_) => WorkingSetOptions::default(),
+        };
+        if set.policy != WorkingSetPolicy::Fixed && !invocation.keep_recording {
+            return Err(Refusal::new(
+                ErrorKind::BadRequest,
+                format!(
+                    "the server's working-set policy {} keeps what it records: leave out \
+                     keep_recording, or give a mode",
+                    set.policy
+                ),
+            ));
+        }
         let waiting = self.queue.len();
         if waiting >= self.options.max_queued as usize && !self.has_room() {
             return Err(Refusal::new(
@@ -373,6 +389,7 @@ impl Server {
             id: id.clone(),
             mode: invocation.mode.unwrap_or(self.options.memory),
             install: invocation.install.unwrap_or(self.options.install),
+            set,
             invocation,
             timeout,
             received_ns,

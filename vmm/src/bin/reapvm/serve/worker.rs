@@ -28,6 +28,7 @@ use crate::output;
 pub(super) struct Order {
     pub(super) mode: MemoryRestoreMode,
     pub(super) install: InstallMethod,
+    pub(super) set: WorkingSetOptions,
     pub(super) input: Value,
     pub(super) timeout_s: f64,
     pub(super) keep_recording: bool,
@@ -102,7 +103,7 @@ fn work(
     let start = ColdStart {
         dir: &arguments.dir,
         mode: order.mode,
-        set: WorkingSetOptions::default(),
+        set: order.set,
         install: InstallOptions::new(order.install),
         overrides: &Overrides::default(),
         input: &order.input,
