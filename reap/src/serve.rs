@@ -228,7 +228,9 @@ impl Server {
                 // SAFETY: `page_at` is a page of a region, all of which are registered with
                 // `uffd` as long as it is open.
                 attempt(turned_down, || unsafe {
-                    self.memory.uffd.zero_page(page_at.hva, true)
+                    self.memory
+                        .uffd
+                        .zero_pages(page_at.hva, PAGE_SIZE_BYTES, true)
                 })?,
             ),
             Page::Data(bytes) => (

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::PAGE_SIZE_BYTES;
 use crate::extents::Extent;
@@ -16,7 +16,7 @@ const BLOCK_PAGES: u64 = (2 << 20) / PAGE_SIZE_BYTES;
 const DENSITY_BAR_PCT: u64 = 10;
 
 /// A bar of a histogram.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bar {
     /// Least value that it counts.
     pub from: u64,
@@ -29,7 +29,7 @@ pub struct Bar {
 }
 
 /// How many pages so many recordings touched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TouchedBy {
     /// In how many of the recordings.
     pub recordings: u16,
@@ -38,23 +38,29 @@ pub struct TouchedBy {
 }
 
 /// The pages of a working set by 2 MiB block of guest memory.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BlockDensity {
     /// How many blocks have a page of the set.
     pub blocks: u64,
     /// Share of those blocks that the set covers, in percent.
     pub covered_pct: f64,
+    /// How many of them it covers by half or more.
+    pub half_covered: u64,
+    /// How many of them it covers by nine tenths or more: those would be worth a huge page.
+    pub nearly_covered: u64,
     /// Blocks by how much of them the set covers, in percent: empty bars left out.
     pub density_pct: Vec<Bar>,
 }
 
 /// What `reapvm working-set show` says of a working set.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SetLayout {
     /// Of how many recordings it was made.
     pub recordings: u16,
     /// How many pages it has.
     pub pages: u64,
+    /// How many of them are zero, and so neither in the file nor read.
+    pub zero_pages: u64,
     /// How many bytes they have.
     pub bytes: u64,
     /// Length of its file.
@@ -84,6 +90,7 @@ impl SetLayout {
         Self {
             recordings: set.recordings(),
             pages,
+            zero_pages: set.zero_page_count(),
             bytes: pages * PAGE_SIZE_BYTES,
             file_bytes: set.len_bytes(),
             extents: extents.len() as u64,
@@ -146,6 +153,11 @@ fn density(extents: &[Extent]) -> BlockDensity {
         }
     }
     let pages: u64 = blocks.values().sum();
+    let covered = |percent: u64| {
+        let least = |pages: &&u64| **pages * 100 >= BLOCK_PAGES * percent;
+        blocks.values().filter(least).count() as u64
+    };
+    let (half_covered, nearly_covered) = (covered(50), covered(90));
     let count = blocks.len() as u64;
     BlockDensity {
         blocks: count,
@@ -153,6 +165,8 @@ fn density(extents: &[Extent]) -> BlockDensity {
             0 => 0.0,
             count => 100.0 * pages as f64 / (count * BLOCK_PAGES) as f64,
         },
+        half_covered,
+        nearly_covered,
         density_pct: histogram(
             blocks
                 .into_values()
@@ -204,11 +218,24 @@ mod tests {
     fn a_run_over_a_boundary_is_in_both_blocks() {
         let density = density(&[extent(510, 4), extent(1024, 512), extent(3000, 1)]);
         assert_eq!(density.blocks, 4);
+        assert_eq!((density.half_covered, density.nearly_covered), (1, 1));
         assert_eq!(density.covered_pct, 100.0 * 517.0 / 2048.0);
         assert_eq!(
             density.density_pct,
             [bar(1, 10, 3, 5), bar(91, 100, 1, 512)]
         );
+    }
+
+    #[test]
+    fn blocks_are_counted_from_the_page_on_that_makes_the_share() {
+        let covered = |pages| {
+            let density = density(&[extent(512, pages)]);
+            (density.half_covered, density.nearly_covered)
+        };
+        assert_eq!(covered(255), (0, 0));
+        assert_eq!(covered(256), (1, 0));
+        assert_eq!(covered(460), (1, 0));
+        assert_eq!(covered(461), (1, 1));
     }
 
     #[test]

@@ -18,8 +18,11 @@
 //! also enters, at a fault, up to seven neighbours that the guest's page tables say it has accessed
 //! before; such a page counts as touched. Of pages that the guest may write KVM does so only where
 //! it does not log what is written, so a machine that is measured has the log. A page that only this process accesses (a device's ring)
-//! is not marked; the guest accesses those too. Pages inside a huge page share one mark: they are
-//! counted as unknown.
+//! is not marked; the guest accesses those too. Pages inside a huge page share one mark, and so do
+//! all that are the kernel's zero page: they are counted as unknown. An install that is measured
+//! therefore makes zero pages of their own ([`InstallOptions::own_zero_pages`]).
+//!
+//! [`InstallOptions::own_zero_pages`]: crate::InstallOptions::own_zero_pages
 //!
 //! Source: Linux, `Documentation/admin-guide/mm/pagemap.rst`, `mm/swap.c`, `virt/kvm/kvm_main.c`.
 
@@ -46,6 +49,7 @@ const FRAME_MASK: u64 = (1 << 55) - 1;
 const REFERENCED: u64 = 1 << 2;
 const ACTIVE: u64 = 1 << 6;
 const COMPOUND: u64 = 1 << 15 | 1 << 16 | 1 << 22;
+const ZERO_PAGE: u64 = 1 << 24;
 
 /// Why it cannot be said which pages were touched.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -79,7 +83,8 @@ pub struct TouchedPages {
     pub touched: Vec<u64>,
     /// Of pages that it did not touch.
     pub untouched: Vec<u64>,
-    /// Pages of which that is not known: dropped in the meantime, or part of a huge page.
+    /// Pages of which that is not known: dropped in the meantime, part of a huge page, or
+    /// the kernel's zero page.
     pub unknown_pages: u64,
 }
 
@@ -155,7 +160,7 @@ impl TouchProbe {
                     };
                     let gpa = gpa + page * PAGE_SIZE_BYTES;
                     match flags {
-                        Some(flags) if flags & COMPOUND == 0 => {
+                        Some(flags) if flags & (COMPOUND | ZERO_PAGE) == 0 => {
                             if flags & (REFERENCED | ACTIVE) == 0 {
                                 result.untouched.push(gpa);
                             } else {

@@ -149,6 +149,17 @@ struct MoveRequest {
     moved_bytes: i64,
 }
 
+/// `struct uffdio_zeropage`. Source: `ioctl_userfaultfd(2)`, UFFDIO_ZEROPAGE.
+#[repr(C)]
+struct ZeroRequest {
+    start: u64,
+    len: u64,
+    mode: u64,
+    zeroed_bytes: i64,
+}
+
+const UFFDIO_ZEROPAGE: ioctl::Opcode = ioctl::opcode::read_write::<ZeroRequest>(0xaa, 4);
+const UFFDIO_ZEROPAGE_MODE_DONTWAKE: u64 = 1;
 const UFFDIO_MOVE: ioctl::Opcode = ioctl::opcode::read_write::<MoveRequest>(0xaa, 5);
 const UFFDIO_MOVE_MODE_DONTWAKE: u64 = 1;
 
@@ -331,19 +342,42 @@ impl Uffd {
         }
     }
 
-    /// Installs one page of zeroes at `hva`, and wakes who waits for it if `wake`.
+    /// Installs `size_bytes` of whole pages of zeroes at `hva`, and wakes who waits for them if
+    /// `wake`.
     ///
     /// # Safety
-    /// The page lies in a region that is registered with this object.
-    pub(crate) unsafe fn zero_page(&self, hva: u64, wake: bool) -> Result<Installed, UffdError> {
-        // SAFETY: as in `copy`: registered memory, and only a missing page is filled.
+    /// `hva..hva + size_bytes` lies in a region that is registered with this object.
+    pub(crate) unsafe fn zero_pages(
+        &self,
+        hva: u64,
+        size_bytes: u64,
+        wake: bool,
+    ) -> Result<Installed, UffdError> {
+        let mut request = ZeroRequest {
+            start: hva,
+            len: size_bytes,
+            mode: if wake {
+                0
+            } else {
+                UFFDIO_ZEROPAGE_MODE_DONTWAKE
+            },
+            zeroed_bytes: 0,
+        };
+        // SAFETY: the opcode is UFFDIO_ZEROPAGE's, whose argument is this structure. As in `copy`:
+        // registered memory, and only missing pages are filled.
         let zeroed = unsafe {
-            self.0
-                .zeropage(hva as *mut c_void, PAGE_SIZE_BYTES as usize, wake)
+            ioctl::ioctl(
+                &self.0,
+                ioctl::Updater::<UFFDIO_ZEROPAGE, _>::new(&mut request),
+            )
         };
         match zeroed {
-            Ok(zeroed_bytes) => Ok(Installed::Bytes(zeroed_bytes as u64)),
-            Err(error) => page_outcome("install a zero page", hva, errno_of(&error)),
+            Ok(()) => Ok(Installed::Bytes(request.zeroed_bytes.cast_unsigned())),
+            // The crate would not say how far it came.
+            Err(Errno::AGAIN) if request.zeroed_bytes > 0 => {
+                Ok(Installed::Bytes(request.zeroed_bytes.cast_unsigned()))
+            }
+            Err(errno) => page_outcome("install a zero page", hva, errno),
         }
     }
 

@@ -1,13 +1,13 @@
 //! The working-set file: the pages that invocations touched, packed in the order in which they are
 //! installed, each with the number of recordings that touched it.
 //!
-//! # Format, version 2
-//! All numbers are little-endian. A header of 64 bytes:
+//! # Format, version 3
+//! All numbers are little-endian. A header of 72 bytes:
 //!
 //! | offset | bytes | what |
 //! |---|---|---|
 //! | 0 | 8 | `REAPVMWS` |
-//! | 8 | 4 | version, 2 |
+//! | 8 | 4 | version, 3 |
 //! | 12 | 4 | flags, zero |
 //! | 16 | 16 | id of the snapshot that the working set belongs to |
 //! | 32 | 8 | number of extents |
@@ -15,16 +15,21 @@
 //! | 48 | 8 | offset of the pages: the first multiple of 4096 after the tables |
 //! | 56 | 4 | CRC32C of all bytes before the pages but these four |
 //! | 60 | 4 | of how many recordings it was made, 1 to 65535 |
+//! | 64 | 8 | how many of the pages are zero |
 //!
-//! Then three tables: the extents, 16 bytes each (guest-physical address, number of pages), in the
-//! order of installation; the CRC32C of each page, 4 bytes each; and of each page how many of the
-//! recordings touched it, 2 bytes each, at least 1 and at most the number in the header. Zeroes up
-//! to the next multiple of 4096; then the pages in the order of the extents. The file ends with the
+//! Then four tables: the extents, 16 bytes each (guest-physical address, number of pages), in the
+//! order of installation; the CRC32C of each page, 4 bytes each; of each page how many of the
+//! recordings touched it, 2 bytes each, at least 1 and at most the number in the header; and of each
+//! page whether it is zero, one bit each, lowest bit first, with zeroes up to the next byte. Zeroes
+//! up to the next multiple of 4096; then the pages that are not zero, in the order of the extents. A
+//! page that is zero is nowhere in the file: it is neither stored nor read. The file ends with the
 //! last page, so its length is a multiple of 4096 and all of it can be read with O_DIRECT at once.
 //!
-//! Version 1 had no third table and zero in place of the number of recordings. It is refused by its
+//! Version 1 had no third table and zero in place of the number of recordings; version 2 had no
+//! fourth, a header of 64 bytes, and the zero pages among the others. Both are refused by their
 //! number: a set is recorded again in the time of one invocation.
 
+mod contents;
 mod error;
 mod header;
 
@@ -45,12 +50,13 @@ use crate::touch_counts::{PageTouches, TouchCounts};
 use crate::wire::{u16_at, u32_at, u64_at};
 use crate::working_set_reader::WorkingSetReader;
 
+use contents::{Contents, ZERO_PAGE};
 pub use error::WorkingSetError;
 pub(crate) use error::{Defect, read_error};
 pub(crate) use header::Header;
 use header::{
     CRC_OFFSET, EXTENT_BYTES, HEADER_BYTES, MAGIC, PAGE_CRC_BYTES, PAGE_RECORDINGS_BYTES, VERSION,
-    data_offset,
+    data_offset, zero_bitmap_bytes,
 };
 
 /// The checked description of a working set: which pages, in which order, in which file.
@@ -58,11 +64,11 @@ use header::{
 pub struct WorkingSet {
     snapshot_id: SnapshotId,
     extents: Vec<Extent>,
-    /// In the order of the pages in the file.
-    page_crc32cs: Vec<u32>,
+    /// Which of the pages are in the file, and which are zero.
+    contents: Contents,
     /// Of how many recordings it was made.
     recordings: u16,
-    /// How many of them touched each page, in the order of the pages in the file.
+    /// How many of them touched each page, in the order of the extents.
     page_recordings: Vec<u16>,
     data_offset: u64,
 }
@@ -114,7 +120,7 @@ impl WorkingSet {
             snapshot_id: *id,
             data_offset: data_offset(extents.len() as u64, page_count),
             extents,
-            page_crc32cs: Vec::with_capacity(page_count as usize),
+            contents: Contents::default(),
             recordings: touches.recordings(),
             page_recordings,
         };
@@ -165,7 +171,8 @@ impl WorkingSet {
         let (file, set) = Self::read_description(path, id, memory_bytes)?;
         let mut page = [0; PAGE_SIZE];
         let mut offset = set.data_offset;
-        for (gpa, expected) in set.page_gpas().zip(&set.page_crc32cs) {
+        let gpas = set.data_extents().iter().flat_map(Extent::page_gpas);
+        for (gpa, expected) in gpas.zip(set.page_crc32cs()) {
             file.read_exact_at(&mut page, offset).map_err(unreadable)?;
             if crc32c(&page) != *expected {
                 return Err(WorkingSetError::CorruptPage {
@@ -246,13 +253,24 @@ impl WorkingSet {
     /// How many pages it has.
     #[must_use]
     pub fn page_count(&self) -> u64 {
-        self.page_crc32cs.len() as u64
+        self.page_recordings.len() as u64
+    }
+
+    /// How many of its pages are zero: those are not in its file.
+    #[must_use]
+    pub fn zero_page_count(&self) -> u64 {
+        self.contents.zero_pages
+    }
+
+    /// How many of its pages are in its file.
+    pub(crate) fn data_page_count(&self) -> u64 {
+        self.page_crc32cs().len() as u64
     }
 
     /// Length of its file.
     #[must_use]
     pub fn len_bytes(&self) -> u64 {
-        self.data_offset + self.page_count() * PAGE_SIZE_BYTES
+        self.data_offset + self.data_page_count() * PAGE_SIZE_BYTES
     }
 
     /// Of how many recordings it was made, at least 1.
@@ -284,9 +302,19 @@ impl WorkingSet {
         self.extents.iter().flat_map(Extent::page_gpas)
     }
 
-    /// CRC32C of each page, in the order of installation.
+    /// The runs of the pages that are in the file, in their order there.
+    pub(crate) fn data_extents(&self) -> &[Extent] {
+        &self.contents.data
+    }
+
+    /// The runs of the pages that are zero, in the order of installation.
+    pub(crate) fn zero_extents(&self) -> &[Extent] {
+        &self.contents.zero
+    }
+
+    /// CRC32C of each page that is in the file, in their order there.
     pub(crate) fn page_crc32cs(&self) -> &[u32] {
-        &self.page_crc32cs
+        &self.contents.data_crc32cs
     }
 
     /// Writes the pages where they belong and keeps their checksums.
@@ -303,12 +331,13 @@ impl WorkingSet {
                 *source_error = Some(error);
                 io::Error::other("a page cannot be had")
             })?;
-            let bytes = match page {
-                Page::Zero => &[0; PAGE_SIZE],
-                Page::Data(bytes) => bytes,
-            };
-            self.page_crc32cs.push(crc32c(bytes));
-            writer.write_all(bytes)?;
+            match page {
+                Page::Data(bytes) if *bytes != ZERO_PAGE => {
+                    self.contents.push_data(gpa, crc32c(bytes));
+                    writer.write_all(bytes)?;
+                }
+                Page::Zero | Page::Data(_) => self.contents.push_zero(gpa),
+            }
         }
         writer.flush()
     }
@@ -325,16 +354,24 @@ impl WorkingSet {
         bytes.extend_from_slice(&self.data_offset.to_le_bytes());
         bytes.extend_from_slice(&[0; 4]);
         bytes.extend_from_slice(&u32::from(self.recordings).to_le_bytes());
+        bytes.extend_from_slice(&self.zero_page_count().to_le_bytes());
         for extent in &self.extents {
             bytes.extend_from_slice(&extent.gpa.to_le_bytes());
             bytes.extend_from_slice(&extent.pages.to_le_bytes());
         }
-        for page_crc32c in &self.page_crc32cs {
-            bytes.extend_from_slice(&page_crc32c.to_le_bytes());
+        let zero_crc32c = crc32c(&ZERO_PAGE);
+        let mut data_crc32cs = self.page_crc32cs().iter();
+        for is_zero in self.contents.is_zero() {
+            let page_crc32c = match is_zero {
+                true => Some(&zero_crc32c),
+                false => data_crc32cs.next(),
+            };
+            bytes.extend_from_slice(&page_crc32c.unwrap_or(&zero_crc32c).to_le_bytes());
         }
         for recordings in &self.page_recordings {
             bytes.extend_from_slice(&recordings.to_le_bytes());
         }
+        bytes.extend_from_slice(self.contents.zero_bitmap());
         bytes.resize(self.data_offset as usize, 0);
         let crc32c = tables_crc32c(&bytes);
         bytes[CRC_OFFSET..CRC_OFFSET + 4].copy_from_slice(&crc32c.to_le_bytes());
@@ -359,6 +396,8 @@ impl WorkingSet {
         let page_crc32cs = table(header.page_count, PAGE_CRC_BYTES).ok_or(Defect::Truncated)?;
         let page_recordings =
             table(header.page_count, PAGE_RECORDINGS_BYTES).ok_or(Defect::Truncated)?;
+        let zero_bitmap =
+            table(zero_bitmap_bytes(header.page_count), 1).ok_or(Defect::Truncated)?;
         let extents: Vec<Extent> = extents
             .chunks_exact(EXTENT_BYTES as usize)
             .map(|extent| {
@@ -388,16 +427,23 @@ impl WorkingSet {
                 "a page was touched by none, or by more recordings than there were".to_owned(),
             ));
         }
+        let page_crc32cs: Vec<u32> = page_crc32cs
+            .chunks_exact(PAGE_CRC_BYTES as usize)
+            .map(|page_crc32c| u32_at(page_crc32c, 0))
+            .collect::<Option<_>>()
+            .ok_or(Defect::Truncated)?;
+        let contents = Contents::decode(&extents, &page_crc32cs, zero_bitmap)?;
+        if contents.zero_pages != header.zero_page_count {
+            return Err(Defect::Corrupt(
+                "another number of its pages is zero than its header says".to_owned(),
+            ));
+        }
         Ok(Self {
             snapshot_id: header.id,
             extents,
+            contents,
             recordings: header.recordings,
             page_recordings,
-            page_crc32cs: page_crc32cs
-                .chunks_exact(PAGE_CRC_BYTES as usize)
-                .map(|page_crc32c| u32_at(page_crc32c, 0))
-                .collect::<Option<_>>()
-                .ok_or(Defect::Truncated)?,
             data_offset: header.data_offset,
         })
     }

@@ -66,7 +66,10 @@ fn pages_are_told_apart_however_often_and_by_whom_they_are_touched() {
         .install(Install {
             working_set: Arc::clone(&reader),
             memory: None,
-            options: InstallOptions::default(),
+            options: InstallOptions {
+                own_zero_pages: true,
+                ..InstallOptions::default()
+            },
         })
         .unwrap();
     probe.settle().unwrap();

@@ -20,11 +20,14 @@ use reapvm_reap::{
 use reapvm_snapshot::{SnapshotId, StateFile};
 use reapvm_tests::{fuzzed, scratch, snapshots};
 
-/// Pages that tell where they were.
+/// Pages that tell where they were, but one that is zero.
 struct Numbered([u8; 4096]);
 
 impl PageSource for Numbered {
     fn read_page(&mut self, gpa: u64) -> Result<Page<'_>, PageSourceError> {
+        if gpa == 0x6000 {
+            return Ok(Page::Zero);
+        }
         self.0[..8].copy_from_slice(&gpa.to_le_bytes());
         Ok(Page::Data(&self.0))
     }

@@ -186,9 +186,9 @@ fn sets_that_do_not_belong_together_are_refused() {
 
         // The version before this one, by its number, in every command that reads a set.
         let mut bytes = fs::read(&lone).unwrap();
-        bytes[8] = 1;
+        bytes[8] = 2;
         fs::write(dirs[0].join("working-set"), bytes).unwrap();
-        let version = ["version 1", "record again"];
+        let version = ["version 2", "record again"];
         launcher::run(["working-set", "show", first]).failure(&version);
         launcher::run(["invoke", first, "--memory", "prefetch"]).failure(&version);
         launcher::run(["invoke", first, "--working-set-policy", "evolve"]).failure(&version);

@@ -152,6 +152,8 @@ pub struct InstallMs {
     pub total: f64,
     /// Bytes read.
     pub bytes_read: u64,
+    /// Pages that are zero, and were neither in the file nor read.
+    pub zero_pages: u64,
     /// Contiguous runs.
     pub extents: u64,
     /// Pages in place when the guest was let go.
@@ -172,6 +174,7 @@ impl From<InstallReport> for InstallMs {
             copy: ms(report.copy_ns),
             total: ms(report.total_ns),
             bytes_read: report.bytes_read,
+            zero_pages: report.zero_pages,
             extents: report.extents,
             lead_pages: report.lead_pages,
             fell_back: report.fell_back,

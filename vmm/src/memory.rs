@@ -274,6 +274,11 @@ impl MemoryManager {
             MemoryRestoreMode::OnDemand
             | MemoryRestoreMode::Record
             | MemoryRestoreMode::Prefetch => {
+                let options = InstallOptions {
+                    // By whose marks it is measured.
+                    own_zero_pages: options.own_zero_pages || self.is_measuring_touches(),
+                    ..options
+                };
                 // Opened first: a working set that is missing or foreign fails before any work.
                 let working_set = (mode == MemoryRestoreMode::Prefetch)
                     .then(|| open_working_set(snapshot, self.size_bytes(), options));

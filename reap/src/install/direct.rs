@@ -5,8 +5,8 @@
 //! is half of one thing and half of another. So this method ends before the memory is registered
 //! and before KVM, a device or the guest looks at it.
 
-use std::slice;
 use std::time::Instant;
+use std::{iter, ptr, slice};
 
 use reapvm_snapshot::PAGE_SIZE;
 use rustix::mm::{Advice, madvise};
@@ -14,6 +14,7 @@ use rustix::mm::{Advice, madvise};
 use super::pieces::Piece;
 use super::place::Placer;
 use super::streams::{Destination, Streams};
+use super::turns::Turns;
 use super::verify::verify_run;
 use super::{Install, InstallError, InstallMethod, InstallReport, ReadPath, check_inside};
 use crate::PAGE_SIZE_BYTES;
@@ -50,7 +51,10 @@ pub(crate) unsafe fn install_unregistered(
         placer,
         reader,
         set: &set,
+        zeroes: &Turns::default(),
+        own_zero_pages: install.options.own_zero_pages,
     };
+    in_place.keep_pages_small();
     let streams = Streams::new(install, InstallMethod::Direct, &set, read_path);
     if let Err(error) = streams.run(&mut report, || Ok(in_place)) {
         // What is there may be half read, or not what it should be.
@@ -68,6 +72,9 @@ struct InPlace<'a> {
     placer: &'a Placer,
     reader: &'a WorkingSetReader,
     set: &'a WorkingSet,
+    /// Whose turn it is to bring which run of zero pages.
+    zeroes: &'a Turns,
+    own_zero_pages: bool,
 }
 
 // SAFETY: guest memory is mapped as long as the pager exists, and nobody else uses it meanwhile
@@ -81,6 +88,17 @@ unsafe impl Destination for InPlace<'_> {
                 iov_len: run.pages as usize * PAGE_SIZE,
             })
             .collect())
+    }
+
+    fn meanwhile(&mut self, report: &mut InstallReport) -> Result<(), InstallError> {
+        let started = Instant::now();
+        while let Some(extent) = self.zeroes.take(self.set.zero_extents()) {
+            self.touch_zeroes(extent)?;
+            report.pages += extent.pages;
+            report.zero_pages += extent.pages;
+        }
+        report.copy_ns += started.elapsed().as_nanos() as u64;
+        Ok(())
     }
 
     fn arrived(
@@ -100,7 +118,7 @@ unsafe impl Destination for InPlace<'_> {
 impl InPlace<'_> {
     /// Where the pages of `piece` are in this process, in the order of the file.
     fn host_runs(&self, piece: &Piece) -> Result<Vec<HostRun>, InstallError> {
-        self.locate(piece.runs(self.set.extents()))
+        self.locate(piece.runs(self.set.data_extents()))
     }
 
     /// Where `guest_runs`, guest-physical addresses and numbers of pages, are in this process.
@@ -147,6 +165,45 @@ impl InPlace<'_> {
             page = next;
         }
         Ok(())
+    }
+
+    /// Has the kernel map its zero page, or new ones, for those of `extent`, which would be missing,
+    /// and fault, from the registration on.
+    fn touch_zeroes(&self, extent: &Extent) -> Result<(), InstallError> {
+        for run in self.locate(iter::once((extent.gpa, extent.pages)))? {
+            for page in 0..run.pages {
+                let hva = run.hva + page * PAGE_SIZE_BYTES;
+                // SAFETY: guest memory, mapped, that nobody else uses (`install_unregistered`). It
+                // is zero, and stays so.
+                unsafe {
+                    match self.own_zero_pages {
+                        true => ptr::write_volatile(hva as *mut u8, 0),
+                        false => {
+                            ptr::read_volatile(hva as *const u8);
+                        }
+                    }
+                }
+            }
+            self.placer.shared.pages.set_installed(run.index, run.pages);
+        }
+        Ok(())
+    }
+
+    /// Keeps huge pages out of guest memory, if the system or an advice would have them: what the
+    /// first touch of a page fills must be no more than that page. What is around it is missing,
+    /// and would be zero.
+    fn keep_pages_small(&self) {
+        for region in self.placer.regions.iter() {
+            // SAFETY: advice about huge pages changes no contents. A kernel that has none refuses
+            // it, and then there is nothing to keep out.
+            let _ = unsafe {
+                madvise(
+                    region.hva as *mut libc::c_void,
+                    region.size_bytes as usize,
+                    Advice::LinuxNoHugepage,
+                )
+            };
+        }
     }
 
     /// Makes all pages of the set missing again.

@@ -7,6 +7,7 @@ use reapvm_snapshot::{MemoryReader, PAGE_SIZE};
 use super::place::{Placement, Placer};
 use super::progress::Progress;
 use super::turns::{Turns, run_on};
+use super::zeroes::Zeroes;
 use super::{Install, InstallError, InstallReport, ReadPath, check_inside};
 use crate::extents::Extent;
 use crate::page_buffer::PageBuffer;
@@ -24,6 +25,7 @@ struct Runs<'a> {
     memory: &'a MemoryReader,
     install: &'a Install,
     runs: Vec<Extent>,
+    zeroes: &'a Zeroes<'a>,
     progress: &'a Progress,
 }
 
@@ -42,12 +44,14 @@ pub(super) fn install(
     let set = reader.read_tables()?;
     check_inside(placer, set.extents(), reader.path())?;
     placer.plan(set.extents());
-    progress.expect(set.page_count());
+    progress.expect(set.data_page_count());
+    let zeroes = Zeroes::new(placer, install, &set, progress);
     let runs = Runs {
         placer,
         memory,
         install,
-        runs: set.extents().iter().flat_map(cut).collect(),
+        runs: set.data_extents().iter().flat_map(cut).collect(),
+        zeroes: &zeroes,
         progress,
     };
     let mut report = InstallReport {
@@ -79,6 +83,7 @@ impl Runs<'_> {
             threads: 1,
             ..InstallReport::default()
         };
+        self.zeroes.place(&mut report)?;
         let buffer_bytes = MAX_RUN_PAGES * PAGE_SIZE as u64;
         let no_memory = |source| WorkingSetError::NoMemory {
             path: self.install.working_set.path().to_owned(),

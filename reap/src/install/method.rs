@@ -131,6 +131,10 @@ pub struct InstallOptions {
     pub piece_bytes: u64,
     /// Reads that each stream keeps under way.
     pub depth: usize,
+    /// Whether each zero page is to be a page of its own from the beginning, and not the kernel's
+    /// one zero page until it is written: who measures which pages a guest touches by their marks
+    /// needs that. It costs a copy a page.
+    pub own_zero_pages: bool,
     /// Whether the guest may run without the rest of a working set that turns out to be unusable.
     /// Every page that is in place is right, and the pager serves the others; the report says so.
     pub may_fall_back: bool,
@@ -151,6 +155,7 @@ impl InstallOptions {
             read_path: None,
             piece_bytes: Self::DEFAULT_PIECE_BYTES,
             depth: Self::DEFAULT_DEPTH,
+            own_zero_pages: false,
             may_fall_back: false,
         }
     }

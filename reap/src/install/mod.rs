@@ -19,6 +19,7 @@ mod trial;
 mod turns;
 mod verify;
 mod whole;
+mod zeroes;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -157,8 +158,8 @@ pub(crate) fn install(
     let started = Instant::now();
     let method = install.options.method.resolved(install);
     let mut report = match method {
-        InstallMethod::OneRead => whole::install(placer, install, ReadPath::Pread),
-        InstallMethod::Buffered => whole::install(placer, install, ReadPath::PageCache),
+        InstallMethod::OneRead => whole::install(placer, install, ReadPath::Pread, progress),
+        InstallMethod::Buffered => whole::install(placer, install, ReadPath::PageCache, progress),
         InstallMethod::MemoryFile => memory_file::install(placer, install, progress),
         InstallMethod::Direct => Err(InstallError::Registered),
         InstallMethod::Auto | InstallMethod::Streamed | InstallMethod::Overlapped => {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::thread;
 
+use reapvm_snapshot::PAGE_SIZE;
 use rustix::io::Errno;
 
 use crate::PAGE_SIZE_BYTES;
@@ -19,6 +20,9 @@ use super::InstallError;
 /// Pages that one COPY installs at most: the pager's reading of messages waits that long.
 const MAX_RUN_PAGES: u64 = 64;
 
+/// So often a page that is held is tried to be moved; then it is copied.
+const MOVES_BEFORE_COPY: u32 = 100;
+
 /// How the pages of a buffer get into guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Placement {
@@ -26,6 +30,27 @@ pub(super) enum Placement {
     Copy,
     /// UFFDIO_MOVE: the pages of the buffer become the guest's.
     Move,
+}
+
+/// What is to be put in place: whole pages.
+enum Contents<'a> {
+    Bytes(&'a mut [u8], Placement),
+    /// So many bytes of zeroes, by the kernel's zero page.
+    Zeroes(u64),
+    /// So many bytes of zeroes, in pages of their own.
+    OwnZeroes(u64),
+}
+
+/// The source of [`Contents::OwnZeroes`].
+static ZERO_PAGE: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
+
+impl Contents<'_> {
+    fn len_bytes(&self) -> u64 {
+        match self {
+            Self::Bytes(bytes, _) => bytes.len() as u64,
+            Self::Zeroes(len_bytes) | Self::OwnZeroes(len_bytes) => *len_bytes,
+        }
+    }
 }
 
 /// Installs pages from any number of threads. The messages of the userfaultfd are the pager's
@@ -93,19 +118,38 @@ impl Placer {
         bytes: &mut [u8],
         placement: Placement,
     ) -> Result<u64, InstallError> {
+        self.place(gpa, Contents::Bytes(bytes, placement))
+    }
+
+    /// As [`place_run`](Self::place_run), of `extent`, whose pages are zero; each a page of its own
+    /// if `own_pages`.
+    pub(super) fn place_zeroes(
+        &self,
+        extent: Extent,
+        own_pages: bool,
+    ) -> Result<u64, InstallError> {
+        let len_bytes = extent.pages * PAGE_SIZE_BYTES;
+        let contents = match own_pages {
+            true => Contents::OwnZeroes(len_bytes),
+            false => Contents::Zeroes(len_bytes),
+        };
+        self.place(extent.gpa, contents)
+    }
+
+    fn place(&self, gpa: u64, mut contents: Contents<'_>) -> Result<u64, InstallError> {
         let mut installed_pages = 0;
         let mut done = 0;
         let mut turned_down = 0_u32;
-        while done < bytes.len() {
-            let at = gpa.saturating_add(done as u64);
-            match self.try_place(at, &mut bytes[done..], placement, turned_down)? {
+        while done < contents.len_bytes() {
+            let at = gpa.saturating_add(done);
+            match self.try_place(at, &mut contents, done, turned_down)? {
                 Installed::Bytes(placed_bytes) => {
-                    done += placed_bytes as usize;
+                    done += placed_bytes;
                     installed_pages += placed_bytes / PAGE_SIZE_BYTES;
                     turned_down = 0;
                 }
                 Installed::AlreadyPresent => {
-                    done += PAGE_SIZE_BYTES as usize;
+                    done += PAGE_SIZE_BYTES;
                     turned_down = 0;
                 }
                 Installed::Again => {
@@ -125,41 +169,65 @@ impl Placer {
         Ok(installed_pages)
     }
 
-    /// Tries once to install `bytes`, or as much of them as can be done at once.
+    /// Tries once to install at `gpa` what `contents` has from `done` bytes on, or as much of it
+    /// as can be done at once.
     fn try_place(
         &self,
         gpa: u64,
-        bytes: &mut [u8],
-        placement: Placement,
+        contents: &mut Contents<'_>,
+        done: u64,
         turned_down: u32,
     ) -> Result<Installed, InstallError> {
         let page_at = self
             .regions
             .locate_gpa(gpa)
             .ok_or(ServeError::NoSuchPage { gpa })?;
-        let left = bytes.len() as u64 / PAGE_SIZE_BYTES;
-        let longest = left.min(page_at.pages_to_region_end).min(MAX_RUN_PAGES);
+        let left = (contents.len_bytes() - done) / PAGE_SIZE_BYTES;
+        let most = match contents {
+            Contents::OwnZeroes(_) => 1,
+            Contents::Bytes(..) | Contents::Zeroes(_) => MAX_RUN_PAGES,
+        };
+        let longest = left.min(page_at.pages_to_region_end).min(most);
         let _placing = self.shared.begin_placing();
         let pages = self.pages_not_removed(page_at, longest);
         if pages == 0 {
             // A page that was dropped is as good as present: it is to stay as it is.
             return Ok(Installed::AlreadyPresent);
         }
-        let run = &mut bytes[..(pages * PAGE_SIZE_BYTES) as usize];
-        let installed = attempt(turned_down, || match placement {
+        let size_bytes = pages * PAGE_SIZE_BYTES;
+        let run = done as usize..(done + size_bytes) as usize;
+        let installed = attempt(turned_down, || match contents {
             // SAFETY: the run begins at a page of a region, all of which are registered with
             // `uffd`, and does not go past the region's end.
-            Placement::Copy => unsafe { self.uffd.copy(page_at.hva, run, false) },
+            Contents::Bytes(bytes, Placement::Copy) => unsafe {
+                self.uffd.copy(page_at.hva, &bytes[run.clone()], false)
+            },
+            Contents::Bytes(bytes, Placement::Move) if turned_down >= MOVES_BEFORE_COPY => {
+                // SAFETY: as above.
+                unsafe { self.uffd.copy(page_at.hva, &bytes[run.clone()], false) }
+            }
             // SAFETY: as above; the buffers of an install are anonymous mappings of their own,
             // and runs begin at their pages.
-            Placement::Move => unsafe { self.uffd.move_pages(page_at.hva, run) },
+            Contents::Bytes(bytes, Placement::Move) => unsafe {
+                self.uffd.move_pages(page_at.hva, &mut bytes[run.clone()])
+            },
+            // SAFETY: as for a copy.
+            Contents::OwnZeroes(_) => unsafe { self.uffd.copy(page_at.hva, &ZERO_PAGE, false) },
+            // SAFETY: as for a copy.
+            Contents::Zeroes(_) => unsafe { self.uffd.zero_pages(page_at.hva, size_bytes, false) },
         });
         let installed = match installed {
             Err(UffdError::Page { errno, .. })
-                if placement == Placement::Move && matches!(errno, Errno::NOTTY | Errno::INVAL) =>
+                if matches!(contents, Contents::Bytes(_, Placement::Move))
+                    && matches!(errno, Errno::NOTTY | Errno::INVAL) =>
             {
                 return Err(InstallError::NoMove { errno });
             }
+            // Whoever completes a read past the page cache may say so before letting go of its
+            // pages, and those that are held are not moved.
+            Err(UffdError::Page {
+                errno: Errno::BUSY, ..
+            }) if matches!(contents, Contents::Bytes(_, Placement::Move)) => Installed::Again,
             installed => installed?,
         };
         if let Installed::Bytes(bytes) = installed {

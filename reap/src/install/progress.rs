@@ -26,6 +26,7 @@ pub(crate) struct Progress {
     started: Instant,
     total_pages: AtomicU64,
     placed_pages: AtomicU64,
+    zero_pages: AtomicU64,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -36,6 +37,7 @@ impl Progress {
             started: Instant::now(),
             total_pages: AtomicU64::new(u64::MAX),
             placed_pages: AtomicU64::new(0),
+            zero_pages: AtomicU64::new(0),
             state: Mutex::default(),
             changed: Condvar::new(),
         }
@@ -45,17 +47,23 @@ impl Progress {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// So many pages are to be installed.
+    /// So many pages with data are to be installed.
     pub(super) fn expect(&self, pages: u64) {
         self.total_pages.store(pages, Ordering::Relaxed);
     }
 
-    /// So many more pages are in place, or were there already.
+    /// So many more pages with data are in place, or were there already.
     pub(super) fn add(&self, pages: u64) {
         self.placed_pages.fetch_add(pages, Ordering::Relaxed);
         // With the lock, so that no waiter misses it between its look and its wait.
         let _state = self.lock();
         self.changed.notify_all();
+    }
+
+    /// So many more zero pages are in place. They come first, at once and without the disk, and say
+    /// nothing of how soon the others will be there.
+    pub(super) fn add_zeroes(&self, pages: u64) {
+        self.zero_pages.fetch_add(pages, Ordering::Relaxed);
     }
 
     /// The install has ended.
@@ -76,7 +84,7 @@ impl Progress {
             let total = self.total_pages.load(Ordering::Relaxed);
             let elapsed_ns = self.started.elapsed().as_nanos() as u64;
             if may_overlap && placed >= lead_pages(total, placed, elapsed_ns) {
-                state.lead_pages = Some(placed);
+                state.lead_pages = Some(placed + self.zero_pages.load(Ordering::Relaxed));
                 return Ok(());
             }
             state = self

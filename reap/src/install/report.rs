@@ -26,6 +26,8 @@ pub struct InstallReport {
     pub read_path: ReadPath,
     /// Pages put in place.
     pub pages: u64,
+    /// How many of them are zero: neither in the file nor read.
+    pub zero_pages: u64,
     /// Contiguous runs of pages in the working set.
     pub extents: u64,
     /// Bytes read.
@@ -51,6 +53,7 @@ impl InstallReport {
     /// Adds what another thread did for the same install.
     pub(super) fn add(&mut self, other: &Self) {
         self.pages += other.pages;
+        self.zero_pages += other.zero_pages;
         self.bytes_read += other.bytes_read;
         self.read_ns += other.read_ns;
         self.verify_ns += other.verify_ns;

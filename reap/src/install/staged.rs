@@ -9,6 +9,7 @@ use super::place::{Placement, Placer};
 use super::progress::Progress;
 use super::streams::{Destination, Streams};
 use super::verify::verify_run;
+use super::zeroes::Zeroes;
 use super::{Install, InstallError, InstallMethod, InstallReport, ReadPath, check_inside};
 use crate::page_buffer::PageBuffer;
 use crate::working_set::{WorkingSet, WorkingSetError};
@@ -32,7 +33,8 @@ pub(super) fn install(
     let set = reader.read_tables()?;
     check_inside(placer, set.extents(), reader.path())?;
     placer.plan(set.extents());
-    progress.expect(set.page_count());
+    progress.expect(set.data_page_count());
+    let zeroes = Zeroes::new(placer, install, &set, progress);
     if read_path == ReadPath::PageCache {
         reader.use_page_cache()?;
     }
@@ -54,6 +56,7 @@ pub(super) fn install(
                 set: &set,
                 placement,
             },
+            zeroes: &zeroes,
             progress,
         })
     })?;
@@ -64,6 +67,7 @@ pub(super) fn install(
 struct Staged<'a> {
     buffers: Vec<PageBuffer>,
     pages: StagedPages<'a>,
+    zeroes: &'a Zeroes<'a>,
     progress: &'a Progress,
 }
 
@@ -81,6 +85,10 @@ unsafe impl Destination for Staged<'_> {
             iov_base: bytes.as_mut_ptr().cast(),
             iov_len: bytes.len(),
         }])
+    }
+
+    fn meanwhile(&mut self, report: &mut InstallReport) -> Result<(), InstallError> {
+        self.zeroes.place(report)
     }
 
     fn arrived(
@@ -121,7 +129,7 @@ impl StagedPages<'_> {
             .page_crc32cs()
             .get(piece.first_page as usize..)
             .unwrap_or_default();
-        for (gpa, pages) in piece.runs(self.set.extents()) {
+        for (gpa, pages) in piece.runs(self.set.data_extents()) {
             // The tables were checked against the length of the file, so neither split can fail.
             let truncated = || WorkingSetError::Truncated {
                 path: self.reader.path().to_owned(),

@@ -1,6 +1,7 @@
 //! Threads that each read pieces of the working set, several at a time, and deal with those that
 //! have come. Where a piece is read to, and what happens to it then, is a [`Destination`]'s.
 
+use std::mem;
 use std::time::Instant;
 
 use super::pieces::{Piece, pieces};
@@ -24,6 +25,9 @@ pub(super) unsafe trait Destination {
     /// The memory that the read of `piece`, as the request of `slot`, fills: as many bytes as the
     /// piece has, in the order of the file.
     fn ranges(&mut self, slot: usize, piece: &Piece) -> Result<Vec<libc::iovec>, InstallError>;
+
+    /// The first reads are under way: time for what needs no disk.
+    fn meanwhile(&mut self, report: &mut InstallReport) -> Result<(), InstallError>;
 
     /// The pages of `piece` have been read as the request of `slot`: to be verified and made the
     /// guest's.
@@ -54,7 +58,7 @@ impl<'a> Streams<'a> {
     ) -> Self {
         let options = &install.options;
         let piece_pages = (options.piece_bytes / PAGE_SIZE_BYTES).max(1);
-        let pieces = pieces(set.extents(), piece_pages);
+        let pieces = pieces(set.data_extents(), piece_pages);
         let depth = match read_path {
             // A read for each piece at most.
             ReadPath::IoUring => options.depth.min(pieces.len()).max(1),
@@ -108,8 +112,9 @@ impl<'a> Streams<'a> {
         let mut reads = self.reads()?;
         let mut free: Vec<usize> = (0..self.depth).rev().collect();
         let mut in_slot: Vec<Option<Piece>> = vec![None; self.depth];
+        let mut is_first = true;
         loop {
-            let started = Instant::now();
+            let mut started = Instant::now();
             while let Some(&slot) = free.last() {
                 let Some(piece) = turns.take(&self.pieces) else {
                     break;
@@ -123,10 +128,14 @@ impl<'a> Streams<'a> {
                 // reads are dropped.
                 unsafe { reads.push(slot, offset, ranges.into_iter()) };
             }
-            let done = reads
-                .submit_ready()
-                .and_then(|()| reads.next_done())
-                .map_err(|source| self.reader.read_error(source))?;
+            let failed = |source| self.reader.read_error(source);
+            reads.submit_ready().map_err(failed)?;
+            if mem::take(&mut is_first) {
+                report.read_ns += started.elapsed().as_nanos() as u64;
+                destination.meanwhile(&mut report)?;
+                started = Instant::now();
+            }
+            let done = reads.next_done().map_err(failed)?;
             report.read_ns += started.elapsed().as_nanos() as u64;
             let Some((slot, outcome)) = done else {
                 return Ok(report);

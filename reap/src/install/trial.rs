@@ -124,14 +124,18 @@ impl InstallTrial {
         };
         // SAFETY: the buffer is a private anonymous mapping that nobody else uses, and it is
         // dropped after the pager.
-        let mut pager = unsafe { Pager::new(config) }?;
-        pager.start()?;
-        let report = pager.install(Install {
+        let mut pager = unsafe { Pager::new_unregistered(config) }?;
+        let install = Install {
             working_set: Arc::new(working_set),
             memory: None,
             options,
-        })?;
-        Ok(report)
+        };
+        if options.method.needs_unregistered_memory() {
+            // SAFETY: nobody touches the buffer.
+            return Ok(unsafe { pager.install_unregistered(&install) }.map_err(Arc::new)?);
+        }
+        pager.start()?;
+        Ok(pager.install(install)?)
     }
 }
 
@@ -180,6 +184,7 @@ mod tests {
             InstallMethod::Streamed,
             InstallMethod::OneRead,
             InstallMethod::Moved,
+            InstallMethod::Direct,
         ] {
             let report = trial.run(InstallOptions::new(method)).unwrap();
             assert_eq!((report.method, report.pages), (method, pages));

@@ -4,13 +4,16 @@ use std::time::Instant;
 
 use super::pieces::pieces;
 use super::place::{Placement, Placer};
+use super::progress::Progress;
 use super::staged::StagedPages;
+use super::zeroes::Zeroes;
 use super::{Install, InstallError, InstallReport, ReadPath, check_inside};
 
 pub(super) fn install(
     placer: &Placer,
     install: &Install,
     read_path: ReadPath,
+    progress: &Progress,
 ) -> Result<InstallReport, InstallError> {
     let reader = &install.working_set;
     if read_path == ReadPath::PageCache {
@@ -28,6 +31,7 @@ pub(super) fn install(
         threads: 1,
         ..InstallReport::default()
     };
+    Zeroes::new(placer, install, &set, progress).place(&mut report)?;
     let pages = file_bytes
         .as_mut_slice()
         .get_mut(reader.data_offset() as usize..)
@@ -38,7 +42,7 @@ pub(super) fn install(
         set: &set,
         placement: Placement::Copy,
     };
-    for piece in pieces(set.extents(), set.page_count()) {
+    for piece in pieces(set.data_extents(), set.data_page_count()) {
         staged.place(&piece, pages, &mut report)?;
     }
     Ok(report)

@@ -112,7 +112,7 @@ impl Server {
                 // SAFETY: `page_at` is a page of a region, all of which are registered with
                 // `uffd` as long as it is open.
                 attempt(turned_down, || unsafe {
-                    uffd.zero_page(page_at.hva, false)
+                    uffd.zero_pages(page_at.hva, PAGE_SIZE_BYTES, false)
                 })?,
                 0,
             ),

@@ -7,11 +7,13 @@ use crate::PAGE_SIZE_BYTES;
 use crate::wire::{array_at, u32_at, u64_at};
 
 pub(super) const MAGIC: [u8; 8] = *b"REAPVMWS";
-pub(super) const VERSION: u32 = 2;
-pub(super) const HEADER_BYTES: usize = 64;
+pub(super) const VERSION: u32 = 3;
+pub(super) const HEADER_BYTES: usize = 72;
 pub(super) const CRC_OFFSET: usize = 56;
 /// Where the header says of how many recordings the set was made.
 const RECORDINGS_OFFSET: usize = 60;
+/// Where it says how many of the pages are zero.
+const ZERO_PAGES_OFFSET: usize = 64;
 pub(super) const EXTENT_BYTES: u64 = 16;
 pub(super) const PAGE_CRC_BYTES: u64 = 4;
 pub(super) const PAGE_RECORDINGS_BYTES: u64 = 2;
@@ -23,6 +25,8 @@ pub(crate) struct Header {
     pub(crate) id: SnapshotId,
     pub(crate) extent_count: u64,
     pub(crate) page_count: u64,
+    /// How many of them are zero, and therefore not in the file.
+    pub(crate) zero_page_count: u64,
     pub(crate) data_offset: u64,
     /// At least 1.
     pub(super) recordings: u16,
@@ -55,6 +59,7 @@ impl Header {
             id: SnapshotId::from_bytes(array_at(bytes, 16).ok_or(Defect::Truncated)?),
             extent_count: u64_at(bytes, 32).ok_or(Defect::Truncated)?,
             page_count: u64_at(bytes, 40).ok_or(Defect::Truncated)?,
+            zero_page_count: u64_at(bytes, ZERO_PAGES_OFFSET).ok_or(Defect::Truncated)?,
             data_offset: u64_at(bytes, 48).ok_or(Defect::Truncated)?,
             crc32c: u32_at(bytes, CRC_OFFSET).ok_or(Defect::Truncated)?,
             recordings: u32_at(bytes, RECORDINGS_OFFSET)
@@ -75,6 +80,9 @@ impl Header {
         if header.page_count > memory_bytes / PAGE_SIZE_BYTES {
             return Err(corrupt("it has more pages than the guest's memory"));
         }
+        if header.zero_page_count > header.page_count {
+            return Err(corrupt("it has more zero pages than pages"));
+        }
         if header.extent_count > header.page_count {
             return Err(corrupt("it has more extents than pages"));
         }
@@ -93,15 +101,22 @@ impl Header {
 
     /// Length of the whole file.
     pub(crate) fn len_bytes(&self) -> u64 {
+        let data_pages = self.page_count.saturating_sub(self.zero_page_count);
         // Saturates only for a memory size that no machine has; no file is that long.
         self.data_offset
-            .saturating_add(self.page_count.saturating_mul(PAGE_SIZE_BYTES))
+            .saturating_add(data_pages.saturating_mul(PAGE_SIZE_BYTES))
     }
 }
 
 /// Offset of the pages in a file with so many extents and pages, each at most 2^52.
 pub(super) fn data_offset(extent_count: u64, page_count: u64) -> u64 {
-    let page_tables = page_count * (PAGE_CRC_BYTES + PAGE_RECORDINGS_BYTES);
+    let page_tables =
+        page_count * (PAGE_CRC_BYTES + PAGE_RECORDINGS_BYTES) + zero_bitmap_bytes(page_count);
     (HEADER_BYTES as u64 + extent_count * EXTENT_BYTES + page_tables)
         .next_multiple_of(PAGE_SIZE_BYTES)
+}
+
+/// Length of the table that says which of so many pages are zero.
+pub(super) fn zero_bitmap_bytes(page_count: u64) -> u64 {
+    page_count.div_ceil(8)
 }

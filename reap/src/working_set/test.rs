@@ -71,13 +71,39 @@ fn pages_are_packed_in_install_order_and_aligned() {
     let set = write_pages(&path, &[9, 3, 1, 2, 8, 200]);
     let bytes = fs::read(&path).unwrap();
     assert_eq!(bytes.len() as u64, set.len_bytes());
-    assert_eq!(set.len_bytes(), 4096 + 6 * 4096);
+    // Pages 8 and 200 are zero, so they are not in the file.
+    assert_eq!((set.page_count(), set.zero_page_count()), (6, 2));
+    assert_eq!(set.len_bytes(), 4096 + 4 * 4096);
     let firsts: Vec<u64> = bytes[4096..]
         .chunks(4096)
         .map(|page| u64_at(page, 0).unwrap() / PAGE_SIZE_BYTES)
         .collect();
-    // Pages 8 and 200 are zero, so no address is in them.
-    assert_eq!(firsts, [0, 9, 1, 2, 3, 0]);
+    assert_eq!(firsts, [9, 1, 2, 3]);
+    let extent = |page: u64, pages| Extent {
+        gpa: page * PAGE_SIZE_BYTES,
+        pages,
+    };
+    assert_eq!(set.data_extents(), [extent(9, 1), extent(1, 3)]);
+    assert_eq!(set.zero_extents(), [extent(8, 1), extent(200, 1)]);
+    let (direct, verified) = read_both(&path);
+    assert_eq!(direct.unwrap(), set);
+    assert_eq!(verified.unwrap(), set);
+}
+
+#[test]
+fn a_page_of_zeros_is_zero_whatever_the_source_calls_it() {
+    struct Zeros([u8; PAGE_SIZE]);
+    impl PageSource for Zeros {
+        fn read_page(&mut self, gpa: u64) -> Result<Page<'_>, PageSourceError> {
+            self.0[PAGE_SIZE - 1] = u8::from(gpa == 0x3000);
+            Ok(Page::Data(&self.0))
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("working-set");
+    let gpas = [0x1000, 0x3000, 0x2000];
+    let set = WorkingSet::write(&path, &id(1), &gpas, &mut Zeros([0; PAGE_SIZE])).unwrap();
+    assert_eq!((set.page_count(), set.zero_page_count()), (3, 2));
     let (direct, verified) = read_both(&path);
     assert_eq!(direct.unwrap(), set);
     assert_eq!(verified.unwrap(), set);
@@ -104,7 +130,7 @@ fn one_of_another_snapshot_or_version_is_refused_as_such() {
         assert!(matches!(error, WorkingSetError::Foreign { .. }));
         assert!(error.to_string().contains("record again"), "{error}");
     }
-    for other in [1, 3] {
+    for other in [1, 2, 4] {
         changed(&path, |bytes| bytes[8] = other);
         let (direct, verified) = read_both(&path);
         for error in [direct.unwrap_err(), verified.unwrap_err()] {
@@ -143,24 +169,41 @@ fn more_pages_than_memory_are_refused_before_anything_is_allocated() {
 fn tables_that_make_no_sense_are_refused_even_with_a_right_checksum() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("working-set");
-    let counts = 64 + 2 * 16 + 4 * 4;
+    let extents = HEADER_BYTES;
+    let crc32cs = extents + 2 * 16;
+    let counts = crc32cs + 5 * 4;
+    let zero = counts + 5 * 2;
     for (offset, value) in [
         (12, 1u8),
         (60, 0),
         (62, 1),
-        (64, 1),
-        (72, 0),
-        (72, 5),
-        (64 + 16, 0),
+        // Two zero pages, and more than there are pages.
+        (64, 2),
+        (64, 6),
+        (extents, 1),
+        (extents + 8, 0),
+        (extents + 8, 5),
+        (extents + 16, 0),
+        // The checksum of the zero page.
+        (crc32cs + 3 * 4, 0x55),
         (counts, 0),
-        (counts + 6, 2),
+        (counts + 8, 2),
+        // No page, another one, two, and one that is not there.
+        (zero, 0),
+        (zero, 0b0_0001),
+        (zero, 0b0_1001),
+        (zero, 0b10_1000),
     ] {
-        write_pages(&path, &[5, 6, 1, 2]);
+        // The fourth of them, in the order of installation, is zero.
+        let set = write_pages(&path, &[5, 6, 7, 8, 2]);
+        assert_eq!(set.zero_extents()[0].gpa, 0x8000);
         changed(&path, |bytes| {
-            bytes[offset] = value;
-            if offset == 64 + 16 {
+            if offset == extents + 16 {
                 // The second extent over the first.
-                bytes.copy_within(64..72, 80);
+                bytes.copy_within(extents..extents + 8, extents + 16);
+            } else {
+                assert_ne!(bytes[offset], value, "{offset}");
+                bytes[offset] = value;
             }
             sign(bytes, 4096);
         });
@@ -310,13 +353,17 @@ fn counts_of_any_size_are_refused_without_overflow() {
     for memory_bytes in [0, PAGE_SIZE_BYTES, MEMORY_BYTES, u64::MAX] {
         for extents in hostile {
             for pages in hostile {
-                for offset in hostile {
+                for (offset, zero) in hostile
+                    .into_iter()
+                    .flat_map(|offset| [0, 1, u64::MAX].map(|zero| (offset, zero)))
+                {
                     let mut bytes = whole.clone();
+                    bytes[64..72].copy_from_slice(&zero.to_le_bytes());
                     bytes[32..40].copy_from_slice(&extents.to_le_bytes());
                     bytes[40..48].copy_from_slice(&pages.to_le_bytes());
                     bytes[48..56].copy_from_slice(&offset.to_le_bytes());
                     let decoded = Header::decode(&bytes, whole.len() as u64, &id(1), memory_bytes);
-                    assert!(decoded.is_err(), "{extents} {pages} {offset}");
+                    assert!(decoded.is_err(), "{extents} {pages} {offset} {zero}");
                 }
             }
         }
@@ -358,7 +405,21 @@ proptest! {
         let given: BTreeSet<u64> = pages.iter().chain(others.iter().flatten()).copied().collect();
         prop_assert_eq!(held, given);
 
+        // Each page is either in the file, where its place says, or zero; never both.
         let whole = fs::read(&path).unwrap();
+        let pages_of = |extents: &[Extent]| -> Vec<u64> {
+            extents.iter().flat_map(Extent::page_gpas).collect()
+        };
+        let is_zero = |gpa: &u64| (gpa / PAGE_SIZE_BYTES).is_multiple_of(4);
+        let (zero, data): (Vec<u64>, Vec<u64>) = set.page_gpas().partition(is_zero);
+        prop_assert_eq!(pages_of(set.zero_extents()), zero);
+        let in_file: Vec<u64> = whole[set.data_offset as usize..]
+            .chunks(PAGE_SIZE)
+            .map(|page| u64_at(page, 0).unwrap())
+            .collect();
+        prop_assert_eq!(&in_file, &data);
+        prop_assert_eq!(pages_of(set.data_extents()), data);
+
         let at = at.index(whole.len());
         let mut flipped = whole.clone();
         flipped[at] ^= 1 << bit;

@@ -31,6 +31,12 @@ fn install_and_check(path: &Path, set: &WorkingSet, touched: &[usize], method: I
     let report = report.unwrap();
     assert_eq!(report.pages, touched.len() as u64, "{method}");
     assert_eq!(report.extents, set.extents().len() as u64);
+    // Zero pages are in place and in no file.
+    assert_eq!(report.zero_pages, set.zero_page_count());
+    assert_eq!(
+        report.zero_pages,
+        touched.iter().filter(|page| *page % 4 == 0).count() as u64
+    );
     assert_eq!(report.bytes_read, fs::metadata(path).unwrap().len());
     let installed_bytes = prefetcher.page_states().bytes_in(PageState::Installed);
     assert_eq!(installed_bytes, report.pages * PAGE as u64);
@@ -331,4 +337,70 @@ fn pages_known_to_be_dropped_are_not_asked_of_the_source() {
     });
     assert_eq!(reads.load(Ordering::Relaxed), 1);
     assert_eq!(pager.stats().zero_faults, 2);
+}
+
+#[test]
+fn zero_pages_are_installed_without_a_read_and_can_be_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("working-set");
+    let zero: Vec<usize> = (0..PAGES / 4).map(|page| page * 4).collect();
+    let set = write_set(&path, &zero);
+    assert_eq!(set.zero_page_count(), zero.len() as u64);
+    for (method, own_zero_pages) in methods().flat_map(|method| [(method, false), (method, true)]) {
+        let memory = GuestMemory::new(PAGES);
+        let options = InstallOptions {
+            own_zero_pages,
+            ..InstallOptions::new(method)
+        };
+        let (pager, report) = install_with(vec![memory.region()], open(&path), options);
+        let report = report.unwrap();
+        assert_eq!(
+            (report.pages, report.zero_pages),
+            (zero.len() as u64, zero.len() as u64)
+        );
+        // The tables and nothing else.
+        assert_eq!(report.bytes_read, set.len_bytes(), "{method}");
+        let guest = Arc::clone(&memory);
+        within_time(move || {
+            // Half of them are written first, half are read first.
+            for page in (0..PAGES).step_by(8) {
+                guest.write_byte(page, 7, 0xab);
+                assert_eq!(guest.read_byte(page + 4, 7), 0);
+                guest.write_byte(page + 4, 7, 0xcd);
+            }
+            for page in (0..PAGES).step_by(8) {
+                let bytes = (guest.read_byte(page, 7), guest.read_byte(page, 8));
+                assert_eq!(bytes, (0xab, 0));
+                assert_eq!(guest.read_byte(page + 4, 7), 0xcd);
+            }
+        });
+        assert_eq!(pager.stats().faults, 0, "{method}");
+        // What is between them is missing still.
+        check_pages(&memory, vec![1, 2, 3, 5, PAGES - 1]);
+        assert_eq!(pager.stats().faults, 5, "{method}");
+    }
+}
+
+#[test]
+fn a_huge_page_never_brings_more_than_the_set() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("working-set");
+    // Room for whole huge pages, of which the set has a page of zeroes and one of data each.
+    let pages = 4 * 512;
+    let touched: Vec<usize> = (0..pages)
+        .step_by(256)
+        .flat_map(|page| [page, page + 1])
+        .collect();
+    WorkingSet::write(&path, &id(), &gpas(&touched), &mut TestSource::new()).unwrap();
+    for method in methods() {
+        let memory = GuestMemory::new(pages);
+        memory.advise_huge_pages();
+        let reader = WorkingSet::open(&path, &id(), memory.len_bytes()).unwrap();
+        let options = InstallOptions::new(method);
+        let (pager, report) = install_with(vec![memory.region()], reader, options);
+        assert_eq!(report.unwrap().pages, touched.len() as u64);
+        check_pages(&memory, (0..pages).collect());
+        let missed = (pages - touched.len()) as u64;
+        assert_eq!(pager.stats().faults, missed, "{method}");
+    }
 }

@@ -115,6 +115,18 @@ impl GuestMemory {
             .collect()
     }
 
+    /// Asks for huge pages, as a host does that has them always.
+    pub fn advise_huge_pages(&self) {
+        // SAFETY: advice about huge pages changes no contents. A kernel without them refuses it.
+        let _ = unsafe {
+            madvise(
+                self.start.cast::<c_void>(),
+                self.pages * PAGE,
+                Advice::LinuxHugepage,
+            )
+        };
+    }
+
     /// Drops pages, as a balloon does. Waits until the pager has read the announcement.
     pub fn drop_pages(&self, first: usize, pages: usize) {
         assert!(first + pages <= self.pages);

@@ -46,11 +46,11 @@ impl InstallArguments {
     /// As the library takes them, for a snapshot in or under the directory `dir`.
     pub(crate) fn options(&self, dir: &Path) -> Result<InstallOptions, TuningError> {
         let options = InstallOptions {
-            method: self.method,
             read_path: self.read_path,
             piece_bytes: self.chunk_bytes,
             depth: self.depth as usize,
             may_fall_back: self.fall_back,
+            ..InstallOptions::new(self.method)
         };
         if self.tuned {
             Ok(tuning::find(&tuning::cache_path()?, dir)?.apply(options))

@@ -79,6 +79,7 @@ enum Recorded<T> {
 #[derive(Serialize)]
 struct WorkingSetInfo {
     pages: u64,
+    zero_pages: u64,
     extents: usize,
     recordings: u16,
     len_bytes: u64,
@@ -102,6 +103,7 @@ fn working_set_of(snapshot: &Snapshot, memory_bytes: u64) -> Recorded<WorkingSet
     match WorkingSet::verify(&snapshot.working_set_path(), &snapshot.id(), memory_bytes) {
         Ok(set) => Recorded::Valid(WorkingSetInfo {
             pages: set.page_count(),
+            zero_pages: set.zero_page_count(),
             extents: set.extents().len(),
             recordings: set.recordings(),
             len_bytes: set.len_bytes(),

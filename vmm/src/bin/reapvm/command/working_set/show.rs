@@ -40,9 +40,10 @@ pub(super) fn run(arguments: &WorkingSetShow) -> CommandResult {
     row(
         "pages",
         format!(
-            "{}: {:.1} MiB, the file {:.1} MiB",
+            "{}: {:.1} MiB, {} of them zero, the file {:.1} MiB",
             layout.pages,
             mib(layout.bytes),
+            layout.zero_pages,
             mib(layout.file_bytes)
         ),
     );
@@ -56,8 +57,9 @@ pub(super) fn run(arguments: &WorkingSetShow) -> CommandResult {
     row(
         "2 MiB blocks",
         format!(
-            "{} have a page of the set, which covers {:.1} % of them",
-            blocks.blocks, blocks.covered_pct
+            "{} have a page of the set, which covers {:.1} % of them; {} by half or more, {} by \
+             nine tenths or more",
+            blocks.blocks, blocks.covered_pct, blocks.half_covered, blocks.nearly_covered
         ),
     );
     let share = |pages: u64| match layout.pages {

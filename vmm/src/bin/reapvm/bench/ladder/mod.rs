@@ -4,15 +4,20 @@
 //! worth. All rungs take turns within a run, from snapshots that were proved to be out of the page
 //! cache, and each response is compared with that of the uninterrupted machine.
 
+mod sizes;
+
 use std::error::Error;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use reapvm::cold_start::{ColdStart, ColdStartReport, InstallMs, WorkingSetOptions};
 use reapvm::config::Overrides;
 use reapvm::tuning::{self, Tuning};
-use reapvm_reap::{InstallMethod, InstallOptions, MemoryRestoreMode, ReadPath};
+use reapvm_reap::{
+    InstallMethod, InstallOptions, MemoryRestoreMode, ReadPath, SetLayout, WorkingSet,
+};
+use reapvm_snapshot::{PAGE_SIZE, Snapshot};
 use serde::Serialize;
 
 use super::disk::{self, Disk};
@@ -119,8 +124,19 @@ struct Report {
     disk: Disk,
     /// How the reads of the tuned rung are made.
     tuning: Tuning,
-    bandwidth: Vec<(String, Bandwidth)>,
+    functions: Vec<Function>,
     steps: Vec<Step>,
+    sizes: Vec<sizes::SizeStep>,
+}
+
+/// What is known of a function beside the rungs.
+#[derive(Debug, Serialize)]
+struct Function {
+    name: String,
+    /// What the disk gives for its set.
+    bandwidth: Bandwidth,
+    /// How its set lies in memory.
+    set: SetLayout,
 }
 
 fn summarise_step(
@@ -179,7 +195,7 @@ fn measure_function(
     disk: &Disk,
     rungs: &[Rung],
     progress: &Progress,
-) -> Result<(Bandwidth, Vec<Step>), Box<dyn Error>> {
+) -> Result<(Function, Vec<Step>), Box<dyn Error>> {
     let dir: PathBuf = arguments.dir.join(function);
     progress.function(format!("{function}: booting, saving, recording"));
     let warm = boot_and_save(image, function, &dir, arguments.runs)?;
@@ -202,6 +218,7 @@ fn measure_function(
     // Nothing that was written may still be on its way to the disk.
     rustix::fs::sync();
     let set = dir.join(reapvm_snapshot::WORKING_SET_FILE);
+    let layout = layout_of(&dir)?;
     let bandwidth = fio::measure(&[set], disk)?;
     let mut reports: Vec<Vec<ColdStartReport>> = vec![Vec::new(); rungs.len()];
     progress.function(format!("{function}: cold starts"));
@@ -236,11 +253,26 @@ fn measure_function(
         .zip(&reports)
         .map(|(rung, reports)| summarise_step(function, rung, reports, &bandwidth))
         .collect();
-    Ok((bandwidth, steps))
+    let function = Function {
+        name: function.to_owned(),
+        bandwidth,
+        set: layout,
+    };
+    Ok((function, steps))
+}
+
+/// How the working set of the snapshot in `dir` lies in memory.
+fn layout_of(dir: &Path) -> Result<SetLayout, Box<dyn Error>> {
+    let snapshot = Snapshot::open(dir)?;
+    let memory_bytes = snapshot.manifest().memory.page_count() * PAGE_SIZE as u64;
+    let path = snapshot.working_set_path();
+    let set = WorkingSet::describe(&path, &snapshot.id(), memory_bytes)?;
+    Ok(SetLayout::of(&set))
 }
 
 /// The table of one function, as Markdown.
-fn render(steps: &[Step], bandwidth: &Bandwidth) -> String {
+fn render(steps: &[Step], function: &Function) -> String {
+    let (bandwidth, set) = (&function.bandwidth, &function.set);
     let mut table = Table::new();
     table
         .load_style(presets::ASCII_MARKDOWN)
@@ -256,11 +288,12 @@ fn render(steps: &[Step], bandwidth: &Bandwidth) -> String {
             "verifying",
             "placing",
             "MiB",
+            "zero pages",
             "MiB/s",
             "% of disk",
             "faults",
         ]);
-    for column in 1..13 {
+    for column in 1..14 {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }
@@ -292,6 +325,9 @@ fn render(steps: &[Step], bandwidth: &Bandwidth) -> String {
             install(&|i| i.verify / i.threads.max(1) as f64),
             install(&|i| i.copy / i.threads.max(1) as f64),
             install(&|i| i.bytes_read as f64 / f64::from(1 << 20)),
+            step.install
+                .as_ref()
+                .map_or("-".to_owned(), |i| i.zero_pages.to_string()),
             step.mib_s
                 .map_or("-".to_owned(), |rate| format!("{rate:.0}")),
             step.of_disk_pct
@@ -299,14 +335,26 @@ fn render(steps: &[Step], bandwidth: &Bandwidth) -> String {
             format!("{:.0}", step.faults),
         ]);
     }
-    let function = steps.first().map_or("", |step| step.function.as_str());
     let bound = steps.iter().find_map(|step| step.bound_ms);
+    let blocks = &set.blocks_2mib;
     format!(
-        "{function}\n\n{table}\n\ndisk: {:.0} MiB/s ({}); the set cannot be read in less than \
-         {:.1} ms\nwaiting, verifying and placing are ms for each of the threads\n",
+        "{}\n\n{table}\n\ndisk: {:.0} MiB/s ({}); the set cannot be read in less than {:.1} ms\n\
+         set: {} pages in runs of {:.1}, {} of them zero: {:.1} MiB that are not read\n\
+         2 MiB blocks: {} hold the set, which covers {:.1} % of them; {} are covered by 50 % or \
+         more, {} by 90 %\n\
+         waiting, verifying and placing are ms for each of the threads\n",
+        function.name,
         bandwidth.mib_s,
         bandwidth.what,
-        bound.unwrap_or_default()
+        bound.unwrap_or_default(),
+        set.pages,
+        set.mean_run_pages,
+        set.zero_pages,
+        (set.zero_pages * PAGE_SIZE as u64) as f64 / f64::from(1 << 20),
+        blocks.blocks,
+        blocks.covered_pct,
+        blocks.half_covered,
+        blocks.nearly_covered,
     )
 }
 
@@ -319,26 +367,29 @@ pub(super) fn run(arguments: &Bench, image: &BenchImage, functions: &[String]) -
     let tuning = tuning::measure(&arguments.dir, |_| {})?;
     let rungs = rungs(&tuning);
     let steps_a_function = arguments.runs as usize * rungs.len();
-    let progress = Progress::new((steps_a_function * functions.len()) as u64);
+    let steps = (steps_a_function * functions.len()) as u64;
+    let progress = Progress::new(steps + sizes::steps(&rungs, arguments.runs));
     let mut report = Report {
         image: image.name(),
         host,
         disk,
         tuning,
-        bandwidth: Vec::new(),
+        functions: Vec::new(),
         steps: Vec::new(),
+        sizes: sizes::measure(&arguments.dir, &rungs, arguments.runs, &progress)?,
     };
     let mut tables = Vec::new();
-    for function in functions {
-        let (bandwidth, mut steps) =
-            measure_function(image, function, arguments, &report.disk, &rungs, &progress)
-                .map_err(|error| format!("{function}: {}", crate::output::chain(error.as_ref())))?;
-        tables.push(render(&steps, &bandwidth));
-        report.bandwidth.push((function.clone(), bandwidth));
+    for name in functions {
+        let (function, mut steps) =
+            measure_function(image, name, arguments, &report.disk, &rungs, &progress)
+                .map_err(|error| format!("{name}: {}", crate::output::chain(error.as_ref())))?;
+        tables.push(render(&steps, &function));
+        report.functions.push(function);
         report.steps.append(&mut steps);
     }
     progress.0.finish_and_clear();
     println!("{}", tables.join("\n"));
+    println!("{}", sizes::render(&report.sizes));
     println!(
         "tuned: reads of {} KiB, {} under way in each of two threads; untuned: {} KiB, {}",
         report.tuning.piece_bytes >> 10,
@@ -356,7 +407,7 @@ pub(super) fn run(arguments: &Bench, image: &BenchImage, functions: &[String]) -
 mod tests {
     use super::*;
 
-    const TUNING: Tuning = Tuning {
+    pub(super) const TUNING: Tuning = Tuning {
         piece_bytes: 512 << 10,
         depth: 2,
         mib_s: 1000.0,
@@ -393,7 +444,7 @@ mod tests {
                 "install_ms": install.map(|(method, total)| serde_json::json!({
                     "method": method, "read_path": "io-uring", "threads": 2, "read": 8.0,
                     "verify": 1.0, "copy": 2.0, "total": total, "bytes_read": 10 << 20,
-                    "extents": 3, "lead_pages": 100,
+                    "extents": 3, "lead_pages": 100, "zero_pages": 30,
                 })),
                 "faults": {
                     "uffd": 7, "kernel_major": 0, "kernel_minor": 0, "prefetched_pages": 0,
@@ -427,7 +478,23 @@ mod tests {
         assert_eq!(steps[2].mib_s, Some(800.0));
         assert_eq!(steps[2].of_disk_pct, Some(80.0));
         assert_eq!(steps[2].bound_ms, Some(10.0));
-        let table = render(&steps, &bandwidth);
+        let layout = serde_json::json!({
+            "recordings": 1, "pages": 2560, "zero_pages": 256, "bytes": 10 << 20,
+            "file_bytes": 9 << 20, "extents": 1600, "mean_run_pages": 1.6, "run_pages": [],
+            "blocks_2mib": {
+                "blocks": 80, "covered_pct": 6.25, "half_covered": 3, "nearly_covered": 1,
+                "density_pct": [],
+            },
+            "touched_by": [],
+        });
+        let function = Function {
+            name: "f".to_owned(),
+            bandwidth,
+            set: serde_json::from_value(layout).unwrap(),
+        };
+        let table = render(&steps, &function);
+        assert!(table.contains("256 of them zero: 1.0 MiB that are not read"));
+        assert!(table.contains("80 hold the set") && table.contains("3 are covered by 50 %"));
         let row = table
             .lines()
             .find(|line| line.contains("streams, io_uring"))
@@ -436,8 +503,8 @@ mod tests {
         assert_eq!(
             cells[2..],
             [
-                "20.0", "5.00", "3.0", "12.5", "2.00", "4.0", "0.5", "1.0", "10.0", "800", "80",
-                "7", ""
+                "20.0", "5.00", "3.0", "12.5", "2.00", "4.0", "0.5", "1.0", "10.0", "30", "800",
+                "80", "7", ""
             ]
         );
     }
