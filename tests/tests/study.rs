@@ -53,7 +53,7 @@ fn a_small_study_is_measured_whole_and_reported() {
             }
         }
         let page = std::fs::read_to_string(dir.join("report.html")).unwrap();
-        assert!(page.contains("How functions use memory: helloworld of the builtin guest"));
+        assert!(page.contains("How functions use memory: helloworld of the built-in guest"));
         assert!(!page.contains("This study is not whole"));
         assert!(page.contains("--output &#39;") && page.contains("a study&#39;"));
         let starts = std::fs::read_to_string(dir.join("data/starts.csv")).unwrap();
@@ -112,6 +112,8 @@ fn a_study_that_is_killed_leaves_no_report() {
             assert!(child.try_wait().unwrap().is_none(), "it has ended");
             std::thread::sleep(Duration::from_millis(5));
         }
+        let mut second = launcher::command(["study", "--output"]);
+        launcher::finish(launcher::start(second.arg(&dir))).failure(&["another study"]);
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(

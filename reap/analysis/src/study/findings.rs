@@ -134,11 +134,19 @@ impl<'a> Function<'a> {
         (count > 0).then(|| pages as f64 / count as f64)
     }
 
-    /// Faults of starts on demand, and what is left of them with a working set of another input.
-    pub(super) fn faults(&self) -> Option<(f64, f64)> {
+    /// Of the faults of starts on demand, the share in percent that a working set of another input
+    /// spares. Those are left that it lacks, and those that are touched before they are in place.
+    pub(super) fn eliminated_pct(&self) -> Option<f64> {
         let all = self.median(StartKind::OnDemand, |s| s.pager_faults as f64)?;
-        let left = self.median(StartKind::PrefetchOne, |s| s.missed_pages as f64)?;
-        Some((all, left))
+        let left = self.median(StartKind::PrefetchOne, |s| s.pager_faults as f64)?;
+        (all > 0.0).then(|| 100.0 * (1.0 - left / all))
+    }
+
+    /// Faults of a start with a working set of another input: on pages that it lacks, and on all.
+    pub(super) fn faults_left(&self) -> Option<(f64, f64)> {
+        let lacking = self.median(StartKind::PrefetchOne, |s| s.missed_pages as f64)?;
+        let all = self.median(StartKind::PrefetchOne, |s| s.pager_faults as f64)?;
+        Some((lacking, all))
     }
 
     /// How many times faster a start with a working set is than the baseline.

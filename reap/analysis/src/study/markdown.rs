@@ -12,7 +12,7 @@ pub(super) fn claims(study: &Study, functions: &[Function<'_>], claims: &[Claim]
     let (plan, host) = (&study.plan, &study.host);
     let mut text = format!(
         "| claim | paper | here, {} guest | Linux guests | |\n|---|---|---|---|---|\n",
-        plan.image
+        super::page::image_name(plan)
     );
     for claim in claims {
         // Writing to a string does not fail, here and below.

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use reapvm_reap::study::Study;
+use reapvm_reap::study::{Study, StudyPlan};
 
 use super::claims::Claim;
 use super::figures;
@@ -74,9 +74,17 @@ pub(super) fn page(
             [one] => one.name().to_owned(),
             functions => format!("{} functions", functions.len()),
         },
-        plan.image
+        image_name(plan)
     );
     Ok(document(&title, &body))
+}
+
+/// The image, as people call it.
+pub(super) fn image_name(plan: &StudyPlan) -> &str {
+    match plan.image.as_str() {
+        "builtin" => "built-in",
+        other => other,
+    }
 }
 
 fn facts(study: &Study, functions: &[Function<'_>]) -> Vec<(&'static str, String)> {

@@ -29,7 +29,11 @@ fn start(kind: StartKind, input: usize, total_ms: f64) -> Start {
             connection: 2.0 * part,
             processing: 6.0 * part,
         },
-        pager_faults: 100,
+        pager_faults: if kind == StartKind::PrefetchOne {
+            2
+        } else {
+            100
+        },
         missed_pages: u64::from(kind == StartKind::PrefetchOne),
         major_faults: 2,
         minor_faults: 30,
@@ -202,12 +206,13 @@ fn claims_are_computed_from_what_was_measured() {
     is("same pages", "same", "99.0 %");
     // 49 runs of two, and the last two pages apart.
     is("short runs", "same", "2.0 pages a run");
-    is("eliminates", "same", "99.0 %");
+    // One page that is missing, one that came too late.
+    is("eliminates", "same", "98.0 %");
     is("become faster", "same", "3.0 times");
     is("Recording", "different", "100 %");
 
     for start in &mut study.functions[0].starts {
-        start.missed_pages *= 40;
+        start.pager_faults += start.missed_pages * 40;
         if start.kind == StartKind::File {
             start.total_ms = 130.0;
         }

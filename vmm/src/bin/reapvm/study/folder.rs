@@ -1,6 +1,6 @@
 //! The folder of a study.
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -16,8 +16,15 @@ const REPORT_FILE: &str = "report.html";
 const CLAIMS_FILE: &str = "claims.md";
 const DATA_FOLDER: &str = "data";
 
+/// Held while a study is measured; the system lets go of it when the process ends, however it does.
+const LOCK_FILE: &str = ".lock";
+
 /// A folder that belongs to one study.
-pub(super) struct StudyFolder(PathBuf);
+pub(super) struct StudyFolder {
+    root: PathBuf,
+    /// Keeps another study out.
+    _lock: File,
+}
 
 /// The files of one function while it is measured.
 pub(super) struct FunctionFolder {
@@ -40,6 +47,16 @@ impl StudyFolder {
             )
         };
         fs::create_dir_all(path).map_err(|error| failed(path, &error))?;
+        let lock_path = path.join(LOCK_FILE);
+        let lock = File::create(&lock_path).map_err(|error| failed(&lock_path, &error))?;
+        lock.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => format!(
+                "another study is being measured in '{}': wait for it, or choose another folder \
+                 with --output",
+                path.display()
+            ),
+            TryLockError::Error(error) => failed(&lock_path, &error),
+        })?;
         for name in [REPORT_FILE, CLAIMS_FILE, MEASUREMENTS_FILE, IMAGE_FILE] {
             let file = path.join(name);
             match fs::remove_file(&file) {
@@ -57,11 +74,14 @@ impl StudyFolder {
             let folder = path.join(name);
             fs::create_dir(&folder).map_err(|error| failed(&folder, &error))?;
         }
-        Ok(Self(path.to_owned()))
+        Ok(Self {
+            root: path.to_owned(),
+            _lock: lock,
+        })
     }
 
     pub(super) fn root(&self) -> &Path {
-        &self.0
+        &self.root
     }
 
     /// Writes what is to be measured, so that a study that ends early says so, and the image with
@@ -71,9 +91,9 @@ impl StudyFolder {
         study: &Study,
         image: &BenchImage,
     ) -> Result<(), Box<dyn std::error::Error>> {
-        study.write(&self.0)?;
+        study.write(&self.root)?;
         if matches!(image, BenchImage::Builtin) {
-            files::replace_file(&self.0.join(IMAGE_FILE), |file| {
+            files::replace_file(&self.root.join(IMAGE_FILE), |file| {
                 io::Write::write_all(file, reapvm_guest_images::image())
             })?;
         }
@@ -81,12 +101,12 @@ impl StudyFolder {
     }
 
     pub(super) fn trace_path(&self, name: &str) -> PathBuf {
-        self.0.join(TRACES_FOLDER).join(name)
+        self.root.join(TRACES_FOLDER).join(name)
     }
 
     /// Makes the folder for the snapshots of `function`.
     pub(super) fn function(&self, function: &str) -> io::Result<FunctionFolder> {
-        let folder = self.0.join(SNAPSHOTS_FOLDER).join(function);
+        let folder = self.root.join(SNAPSHOTS_FOLDER).join(function);
         fs::create_dir_all(&folder)?;
         Ok(FunctionFolder {
             base: folder.join("base"),
@@ -97,12 +117,12 @@ impl StudyFolder {
 
     /// Removes the snapshots of one function.
     pub(super) fn remove_function(&self, function: &str) -> io::Result<()> {
-        remove_folder(&self.0.join(SNAPSHOTS_FOLDER).join(function))
+        remove_folder(&self.root.join(SNAPSHOTS_FOLDER).join(function))
     }
 
     /// Removes all snapshots.
     pub(super) fn remove_snapshots(&self) -> io::Result<()> {
-        remove_folder(&self.0.join(SNAPSHOTS_FOLDER))
+        remove_folder(&self.root.join(SNAPSHOTS_FOLDER))
     }
 }
 
