@@ -19,6 +19,7 @@
 //! | [`TouchCounts`] | the pages of one or more recordings, to merge and to compare |
 //! | [`TouchProbe`] | which prefetched pages the guest touched, by the kernel's marks |
 //! | [`WorkingSetReader`] | reads that file past the page cache, for [`Pager::begin_install`] |
+//! | [`WriteTracker`] | which pages are written, in which order |
 //! | [`FaultTrace`] | every fault, in a bounded buffer, while that is wanted |
 //! | [`trace`] | touches of pages as a file |
 //!
@@ -66,6 +67,7 @@ mod uffd;
 mod wire;
 mod working_set;
 mod working_set_reader;
+mod write_tracker;
 
 pub use evolution::{
     EvolutionError, EvolutionRules, EvolvingSet, Plan, Prefetched, RecordReason, Recorded,
@@ -100,6 +102,7 @@ pub use tracer::{DEFAULT_TRACE_RECORDS, FaultTrace};
 pub use uffd::UffdError;
 pub use working_set::{WorkingSet, WorkingSetError};
 pub use working_set_reader::WorkingSetReader;
+pub use write_tracker::{WriteTracker, WriteTrackerError};
 
 /// [`reapvm_snapshot::PAGE_SIZE`] as the type of addresses and lengths in guest memory.
 pub(crate) const PAGE_SIZE_BYTES: u64 = reapvm_snapshot::PAGE_SIZE as u64;

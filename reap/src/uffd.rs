@@ -3,6 +3,8 @@
 //! Source: `userfaultfd(2)`, `ioctl_userfaultfd(2)` and `Documentation/admin-guide/mm/userfaultfd.rst`
 //! of the Linux kernel.
 
+mod write_protect;
+
 use std::ffi::c_void;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
@@ -24,6 +26,7 @@ const EVENTS_PER_READ: usize = 64;
 
 /// Why an operation on the userfaultfd failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum UffdError {
     /// The device is there, but this user may not open it.
     #[error(
@@ -49,6 +52,15 @@ pub enum UffdError {
          CONFIG_USERFAULTFD is needed, for the features thread-id and event-remove"
     )]
     Unsupported {
+        /// What the system said.
+        errno: Errno,
+    },
+    /// The kernel does not protect pages against writes.
+    #[error(
+        "this kernel's userfaultfd does not protect pages against writes ({errno}): Linux 5.7 or \
+         later with CONFIG_HAVE_ARCH_USERFAULTFD_WP is needed"
+    )]
+    NoWriteProtect {
         /// What the system said.
         errno: Errno,
     },
@@ -115,7 +127,7 @@ pub enum UffdError {
 /// A message from the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum UffdEvent {
-    /// A thread waits for a page.
+    /// A thread waits for a page, or, if it is one that is protected, to write to it.
     Fault {
         hva: u64,
         access: Access,
@@ -238,6 +250,16 @@ impl Uffd {
         for message in messages {
             count += 1;
             take(match message.map_err(unreadable)? {
+                Event::Pagefault {
+                    kind: FaultKind::WriteProtected,
+                    addr,
+                    thread_id,
+                    ..
+                } => UffdEvent::Fault {
+                    hva: addr as u64,
+                    access: Access::WriteProtect,
+                    thread_id: thread_id.as_raw().unsigned_abs(),
+                },
                 Event::Pagefault {
                     kind: FaultKind::Missing,
                     rw,

@@ -49,9 +49,16 @@ impl TraceSource {
                 Limit::NoRip,
                 Limit::Neighbours,
             ],
-            Self::UffdWriteProtect => vec![Limit::WritesOnly, Limit::NoRip],
+            Self::UffdWriteProtect => vec![
+                Limit::WritesOnly,
+                Limit::NoRepeatedTouches,
+                Limit::KvmWorkers,
+                Limit::NoRip,
+            ],
             Self::KvmDirtyLog => vec![
                 Limit::WritesOnly,
+                Limit::VcpusOnly,
+                Limit::NoRepeatedTouches,
                 Limit::OrderByPhase,
                 Limit::NoThread,
                 Limit::NoServiceTime,
