@@ -370,19 +370,26 @@ fn latency(function: &Function<'_>, tables: &Tables) -> Result<Figure, PlotError
 fn curve(function: &Function<'_>, tables: &Tables) -> Result<Figure, PlotError> {
     let title = format!("{}: first touches over time", function.name());
     let mut shown = function.one_of_each_input();
+    let inputs = shown.len();
     shown.truncate(MAX_SERIES);
     let curves: Vec<_> = shown
         .iter()
         .map(|i| i.statistics.curve.as_slice())
         .collect();
-    let caption = "A recorded invocation with each input. A steep part is a burst of first touches; a \
-                   flat one is computing on pages that are there.";
+    let which = match shown.len() < inputs {
+        true => format!("each of the first {} inputs", shown.len()),
+        false => "each input".to_owned(),
+    };
+    let caption = format!(
+        "A recorded invocation with {which}. A steep part is a burst of first touches; a flat one is \
+         computing on pages that are there."
+    );
     let mut figure = of_function(
         function,
         "curve",
         &title,
         plot::curves(&curves, &title)?,
-        caption.to_owned(),
+        caption,
         &tables.curve,
     );
     figure.series = (1..=shown.len()).map(|at| format!("input {at}")).collect();

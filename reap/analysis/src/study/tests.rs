@@ -142,6 +142,13 @@ fn a_whole_study_has_a_page_with_all_figures_and_their_data() {
         let found = page.replace("http://www.w3.org/2000/svg", "");
         assert!(!found.contains(forbidden), "{forbidden}");
     }
+    let svg = &page[page.find("<svg ").unwrap()..];
+    for color in svg.split("=\"#").skip(1).map(|part| &part[..6]) {
+        let is_role = color.chars().step_by(2).all(|c| c == '0')
+            && color[..2] == color[2..4]
+            && color[..2] == color[4..];
+        assert!(is_role, "#{color} stays the same in a dark page");
+    }
     // Seven of all functions, for no instruction is known, and four of each.
     assert_eq!(page.matches("<svg ").count(), 7 + 2 * 4);
     assert_eq!(
