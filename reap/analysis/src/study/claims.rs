@@ -210,13 +210,14 @@ fn reuse(functions: &[Function<'_>], linux: &[LinuxFigures]) -> Claim {
         }),
         verdict: judge(average.map(|average| average >= PAPER_SAME_PCT - NEAR_POINTS)),
         rule: "94 % or more on average",
-        why: format!(
-            "With the same input again it is {}: so much differs by itself, the rest by the input.",
-            match mean(own) {
-                Some(own) => format!("{own:.1} %"),
-                None => NOT_MEASURED.to_owned(),
-            }
-        ),
+        why: match mean(own) {
+            Some(own) => format!(
+                "With the same input again it is {own:.1} %: so much differs by itself, the rest by the \
+                 input."
+            ),
+            None => "No input was recorded twice, so that what differs by itself is not known."
+                .to_owned(),
+        },
     }
 }
 

@@ -162,14 +162,18 @@ fn reuse(functions: &[Function<'_>], tables: &Tables) -> Result<Figure, PlotErro
             vec![same(f.same_input), same(f.other_input)]
         }),
     };
-    let caption = "Each recorded invocation against each other one, on average. Unique pages are those \
-                   of one that the other has not; the Jaccard index is the pages of both over those of \
-                   either.";
+    let mut caption = "Each recorded invocation against each other one, on average. Unique pages are \
+                       those of one that the other has not; the Jaccard index is the pages of both over \
+                       those of either."
+        .to_owned();
+    if functions.iter().all(|f| f.same_input.is_none()) {
+        caption.push_str(" No input was recorded twice.");
+    }
     overview(
         "reuse",
         &bars,
         &["same input", "other input"],
-        caption.to_owned(),
+        caption,
         &tables.reuse,
     )
 }

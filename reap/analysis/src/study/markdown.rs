@@ -40,7 +40,7 @@ pub(super) fn claims(study: &Study, functions: &[Function<'_>], claims: &[Claim]
     };
     let _ = writeln!(
         text,
-        "\nMade by `reapvm {}`: {} of {} functions, {} inputs, {} starts of each kind with each{missing}. \
+        "\nMade by `reapvm {}`: {} of {} functions, inputs: {}, starts of each kind with each: {}{missing}. \
          {}, {} processors, Linux {}, KVM with {} paging.",
         crate::command::quoted(&plan.command),
         functions.len(),
