@@ -39,6 +39,7 @@
     )
 )]
 
+mod error_chain;
 mod evolution;
 mod extents;
 mod hooks;
@@ -69,6 +70,7 @@ mod working_set;
 mod working_set_reader;
 mod write_tracker;
 
+pub use error_chain::error_chain;
 pub use evolution::{
     EvolutionError, EvolutionRules, EvolvingSet, Plan, Prefetched, RecordReason, Recorded,
     WorkingSetState, WorkingSetStateError,

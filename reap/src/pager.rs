@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use crate::error_chain::error_chain;
 use crate::hooks::PagerHooks;
 use crate::install::{
     self, Install, InstallError, InstallReport, Placer, Progress, STACK_BYTES, THREAD_NAME,
@@ -615,16 +616,4 @@ fn let_go(uffd: &Uffd, regions: &RegionMap) {
             );
         }
     }
-}
-
-/// `error` and its causes in one line.
-fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

@@ -16,7 +16,7 @@ use reapvm_devices::GuestMemory;
 use reapvm_reap::{
     DEFAULT_SPIN, FaultTrace, Install, InstallError, InstallOptions, InstallReport, MemoryRegion,
     MemoryRestoreMode, PageSourceError, Pager, PagerConfig, PagerError, PagerStats, PhaseCell,
-    Recording, TouchProbeError, WorkingSet, WorkingSetError, WorkingSetReader,
+    Recording, TouchProbeError, WorkingSet, WorkingSetError, WorkingSetReader, error_chain,
 };
 use reapvm_snapshot::{
     CreateError, MemoryReadError, MemoryReader, PAGE_SIZE, ReadError, RegionInfo, Snapshot,
@@ -617,7 +617,7 @@ fn open_working_set(
             );
             Ok(Opened::FallenBack(InstallReport {
                 method: options.method,
-                fell_back: Some(error.to_string()),
+                fell_back: Some(error_chain(&error)),
                 ..InstallReport::default()
             }))
         }
@@ -645,7 +645,7 @@ impl DirectInstall {
                     Ok(report) => report,
                     Err(error) if install.options.may_fall_back => InstallReport {
                         method: install.options.method,
-                        fell_back: Some(error.to_string()),
+                        fell_back: Some(error_chain(&error)),
                         ..InstallReport::default()
                     },
                     Err(error) => return Err(Arc::new(error).into()),

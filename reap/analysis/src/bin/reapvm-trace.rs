@@ -15,6 +15,7 @@ use reapvm_analysis::command::quoted_word;
 use reapvm_analysis::export::{Format, UnknownFormat};
 use reapvm_analysis::study::{self, StudyOptions};
 use reapvm_analysis::{Comparison, SymbolTable, TouchesBySymbol};
+use reapvm_reap::error_chain;
 use reapvm_reap::trace::TraceReader;
 use reapvm_snapshot::files::replace_file;
 
@@ -125,24 +126,9 @@ fn main() -> ExitCode {
         Command::Study(arguments) => report_on_study(&arguments),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("error: {}", chain(error.as_ref()));
+        eprintln!("error: {}", error_chain(error.as_ref()));
         ExitCode::FAILURE
     })
-}
-
-/// An error and its causes, without repeating a cause that the error already quotes.
-fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let message = error.to_string();
-        if !text.contains(&message) {
-            text.push_str(": ");
-            text.push_str(&message);
-        }
-        cause = error.source();
-    }
-    text
 }
 
 fn export(arguments: &TraceExport) -> CommandResult {

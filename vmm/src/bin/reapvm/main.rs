@@ -2,6 +2,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
 mod bench;
+mod bus_error;
 mod cli;
 mod command;
 mod output;

@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::io::IsTerminal;
 
+pub(crate) use reapvm_reap::error_chain as chain;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -29,19 +30,4 @@ pub(crate) fn set_up_logging(filter: Option<Targets>) {
 /// Prints an error and the chain of its causes on one line.
 pub(crate) fn print_error(error: &(dyn Error + 'static)) {
     eprintln!("error: {}", chain(error));
-}
-
-/// An error and its causes, without repeating a cause that the error already quotes.
-pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let message = error.to_string();
-        if !text.contains(&message) {
-            text.push_str(": ");
-            text.push_str(&message);
-        }
-        cause = error.source();
-    }
-    text
 }

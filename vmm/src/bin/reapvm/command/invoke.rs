@@ -9,6 +9,7 @@ use reapvm_reap::{MemoryRestoreMode, RecordReason, page_cache};
 
 use super::CommandResult;
 use crate::bench::worker;
+use crate::bus_error;
 use crate::cli::Invoke;
 
 pub(super) fn run(arguments: &Invoke, process_start_ns: u64) -> CommandResult {
@@ -56,6 +57,7 @@ pub(super) fn run(arguments: &Invoke, process_start_ns: u64) -> CommandResult {
         }
         return Ok(ExitCode::SUCCESS);
     }
+    bus_error::explain_for(start.mode)?;
     let invoked = cold_start::run(&start, process_start_ns)?;
     // Before the machine is taken apart.
     print(&invoked.report, arguments.json)?;

@@ -10,6 +10,7 @@ use reapvm_snapshot::Snapshot;
 use super::CommandResult;
 use super::run::{console, run_to_its_end};
 use super::save::{SaveWhenReady, ready_when};
+use crate::bus_error;
 use crate::cli::Restore;
 use crate::terminal::watch_termination;
 
@@ -21,6 +22,7 @@ pub(super) fn run(arguments: &Restore) -> CommandResult {
     let console = console(&arguments.serial)?;
     // Before any thread is started: they all inherit the blocked signals.
     let termination = watch_termination()?;
+    bus_error::explain_for(arguments.memory)?;
     let options = RestoreOptions {
         overrides: arguments.overrides.overrides()?,
         track_dirty_pages: arguments.diff,

@@ -19,6 +19,7 @@ use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
 
 use super::protocol::MAX_REQUEST_BYTES;
+use crate::bus_error;
 use crate::cli::ServeWorker;
 use crate::command::CommandResult;
 use crate::output;
@@ -86,6 +87,7 @@ fn work(
     process_start_ns: u64,
 ) -> Result<(), Box<dyn Error>> {
     let snapshot = Arc::new(Snapshot::open(&arguments.dir)?);
+    bus_error::explain_for(arguments.memory)?;
     let prepared = PreparedMachine::new(&snapshot, PrepareOptions::new(arguments.memory))?;
     let snapshot_id = snapshot.id().to_string();
     send(socket, &Message::Ready { snapshot_id })?;
