@@ -306,7 +306,11 @@ fn without_userfaultfd_the_remedy_is_named_and_file_and_copy_still_run() {
             .is_ok_and(|value| value.trim() == "0");
         let absent = invoke("true", nobody, "ondemand");
         if forbidden {
-            absent.failure(&["/dev/userfaultfd", "CAP_SYS_PTRACE"]);
+            absent.failure(&[
+                "/dev/userfaultfd",
+                "CAP_SYS_PTRACE",
+                "vm.unprivileged_userfaultfd",
+            ]);
         } else {
             absent.success();
         }

@@ -5,6 +5,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod bad_disk;
 mod faults;
 mod methods;
 #[path = "../support/mod.rs"]
