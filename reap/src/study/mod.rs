@@ -363,7 +363,10 @@ impl Study {
                 if start.input >= inputs || start.repetition >= self.plan.repetitions {
                     return Err(format!("{name} has a start that is not in its plan"));
                 }
-                if !is_time(&start.total_ms) || !start.phases_ms.parts().iter().all(is_time) {
+                if start.total_ms == 0.0
+                    || !is_time(&start.total_ms)
+                    || !start.phases_ms.parts().iter().all(is_time)
+                {
                     return Err(format!("{name} has a start that took no time that can be"));
                 }
                 // A name that leads out of the folder is nobody's trace.
@@ -371,8 +374,15 @@ impl Study {
                     return Err(format!("{name} has a trace with a name that cannot be"));
                 }
             }
-            if measured.warm.iter().any(|call| call.input >= inputs) {
-                return Err(format!("{name} has a warm call that is not in its plan"));
+            for call in &measured.warm {
+                if call.input >= inputs {
+                    return Err(format!("{name} has a warm call that is not in its plan"));
+                }
+                if !call.ms.is_finite() || call.ms <= 0.0 {
+                    return Err(format!(
+                        "{name} has a warm call that took no time that can be"
+                    ));
+                }
             }
         }
         Ok(())

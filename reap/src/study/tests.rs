@@ -136,6 +136,8 @@ fn what_cannot_be_is_refused() {
     assert!(first(|s| s.input = 3).contains("not in its plan"));
     assert!(first(|s| s.repetition = 2).contains("not in its plan"));
     assert!(first(|s| s.total_ms = -1.0).contains("no time"));
+    assert!(first(|s| s.total_ms = 0.0).contains("no time"));
+    assert!(with(|s| s.functions[0].warm[0].ms = 0.0).contains("no time"));
     for name in ["../t", "/etc/passwd", ".hidden"] {
         let mut study = study();
         study.functions[0].starts[0].trace = Some(name.to_owned());
