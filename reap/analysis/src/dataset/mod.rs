@@ -12,6 +12,9 @@ use reapvm_snapshot::files::{ReplaceFileError, replace_file};
 use crate::plot::grouped;
 use crate::report::Table;
 
+/// Rows that a table for people has where there are many: half a printed page.
+const MAX_ROWS: usize = 24;
+
 /// What a column holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -129,7 +132,7 @@ impl Dataset {
         is_shown: impl Fn(&[Cell]) -> bool,
     ) -> (Table, usize, usize) {
         let shown = self.shown(is_shown);
-        let some: Vec<&Vec<Cell>> = crate::report::thinned(&shown)
+        let some: Vec<&Vec<Cell>> = crate::report::thinned_to(&shown, MAX_ROWS)
             .into_iter()
             .copied()
             .collect();

@@ -240,8 +240,13 @@ fn threads(statistics: &Statistics) -> Result<Figure, PlotError> {
 }
 
 /// At most [`MAX_ROWS`] of `points`, the first and the last among them.
-pub(crate) fn thinned<T>(points: &[T]) -> Vec<&T> {
-    let count = points.len().min(MAX_ROWS);
+fn thinned<T>(points: &[T]) -> Vec<&T> {
+    thinned_to(points, MAX_ROWS)
+}
+
+/// At most `most` of `points`, the first and the last among them.
+pub(crate) fn thinned_to<T>(points: &[T], most: usize) -> Vec<&T> {
+    let count = points.len().min(most);
     match count {
         0 | 1 => points.iter().collect(),
         _ => (0..count)

@@ -13,7 +13,7 @@ use crate::plot::PlotError;
 use crate::statistics::Statistics;
 pub(crate) use figure::Figure;
 use figures::figures;
-pub(crate) use figures::{octaves, thinned};
+pub(crate) use figures::{octaves, thinned_to};
 pub(crate) use page::{add_facts, add_figure, add_warning, document};
 pub(crate) use table::Table;
 

@@ -8,7 +8,8 @@ use reapvm_reap::study::{StartKind, Study};
 use super::findings::Function;
 use super::linux::LinuxFigures;
 use super::numbers::{mean, median, percent, range};
-use super::readahead::Shape;
+use super::readahead::{LINUX_WINDOW, Shape};
+use super::tables::mean_readahead;
 
 /// Whether what was found is what the paper says, by the rule of the claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -225,11 +226,7 @@ fn contiguity(functions: &[Function<'_>], linux: &[LinuxFigures]) -> Claim {
     let runs = all(functions, Function::pages_a_run);
     let middle = median(runs.iter().copied());
     let next = all(functions, Function::next_page_pct);
-    let linux_window = |of: fn(super::readahead::Outcome) -> f64| {
-        mean(functions.iter().map(|f| of(f.readahead(32, Shape::Around))))
-    };
-    let covered = linux_window(|o| percent(o.covered, o.faults + o.covered));
-    let wasted = linux_window(|o| percent(o.wasted, o.read));
+    let (covered, wasted) = mean_readahead(functions, LINUX_WINDOW, Shape::Around);
     let beside = match middle {
         Some(middle) if middle < PAPER_RUN_PAGES.0 => {
             "The runs are shorter than the paper's: there is even less for readahead. "
@@ -254,7 +251,7 @@ fn contiguity(functions: &[Function<'_>], linux: &[LinuxFigures]) -> Claim {
         rule: "the median function's mean is 2 or 3 pages, rounded",
         why: format!(
             "{beside}{} of the touches are of the page after the one touched before. Linux's window of \
-             32 pages around each fault would have covered {} of the touches, and {} of what it read \
+             {LINUX_WINDOW} pages around each fault would have covered {} of the touches, and {} of what it read \
              nobody touched.",
             span(next, 1, "%"),
             span(covered, 0, "%"),

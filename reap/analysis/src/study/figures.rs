@@ -4,9 +4,9 @@ use reapvm_reap::study::{StartKind, StartPhasesMs};
 
 use super::findings::Function;
 use super::invocation::PARTS;
-use super::numbers::{mean, percent};
+use super::numbers::mean;
 use super::readahead::{Shape, WINDOWS};
-use super::tables::{Tables, WARM};
+use super::tables::{Tables, WARM, mean_readahead};
 use crate::dataset::{Cell, Dataset};
 use crate::plot::{self, Bars, MAX_SERIES, PlotError, RowBars};
 use crate::report::{Figure, octaves};
@@ -184,14 +184,8 @@ fn readahead(functions: &[Function<'_>], tables: &Tables) -> Result<Figure, Plot
             1 => "1 page".to_owned(),
             pages => format!("{pages} pages"),
         };
-        let played = || {
-            functions
-                .iter()
-                .map(|f| f.readahead(*window, Shape::Around))
-        };
-        let covered = played().map(|o| percent(o.covered, o.faults + o.covered));
-        let wasted = played().map(|o| percent(o.wasted, o.read));
-        (name, vec![mean(covered), mean(wasted)])
+        let (covered, wasted) = mean_readahead(functions, *window, Shape::Around);
+        (name, vec![covered, wasted])
     });
     let bars = RowBars {
         title: "What readahead would have helped",
@@ -202,14 +196,16 @@ fn readahead(functions: &[Function<'_>], tables: &Tables) -> Result<Figure, Plot
     let caption = "Windows around each fault, played over the recorded first touches with an empty page \
                    cache, mean of the functions. Covered: an earlier window had brought the page. \
                    Wasted: nobody touched it. Linux's own window is 32 pages; the table also has \
-                   windows ahead of the fault.";
-    overview(
+                   windows ahead of the fault, and the files each function.";
+    let mut figure = overview(
         "readahead",
         &bars,
         &["covered", "wasted"],
         caption.to_owned(),
-        &tables.readahead,
-    )
+        &tables.readahead_mean,
+    )?;
+    figure.files.extend(tables.readahead.files());
+    Ok(figure)
 }
 
 fn sets(functions: &[Function<'_>], tables: &Tables) -> Result<Figure, PlotError> {

@@ -3,8 +3,10 @@
 
 use std::collections::HashSet;
 
-/// Windows that are tried, in pages. Linux reads 32 (128 KiB) around a fault of a file mapping unless
-/// told otherwise.
+/// What Linux reads around a fault of a file mapping unless told otherwise: 128 KiB.
+pub(super) const LINUX_WINDOW: u64 = 32;
+
+/// Windows that are tried, in pages.
 pub(super) const WINDOWS: [u64; 7] = [1, 2, 4, 8, 16, 32, 64];
 
 /// Where the window lies.

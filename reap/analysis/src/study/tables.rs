@@ -5,6 +5,7 @@ use reapvm_reap::study::{StartKind, Study};
 use super::claims::Claim;
 use super::findings::Function;
 use super::invocation::PARTS;
+use super::numbers::{mean, percent, range};
 use super::readahead::{Shape, WINDOWS};
 use super::sets::Reuse;
 use crate::dataset::{Cell, Column, Dataset, count, number, text};
@@ -24,6 +25,8 @@ pub(super) struct Tables {
     pub(super) curve: Dataset,
     pub(super) touches: Dataset,
     pub(super) readahead: Dataset,
+    /// The mean of the functions.
+    pub(super) readahead_mean: Dataset,
     pub(super) sets: Dataset,
     pub(super) symbols: Dataset,
 }
@@ -42,12 +45,13 @@ impl Tables {
             curve: curve(study, functions),
             touches: touches(functions),
             readahead: readahead(functions),
+            readahead_mean: readahead_mean(functions),
             sets: sets(functions),
             symbols: symbols(functions),
         }
     }
 
-    pub(super) fn all(&self) -> [&Dataset; 13] {
+    pub(super) fn all(&self) -> [&Dataset; 14] {
         [
             &self.claims,
             &self.starts,
@@ -60,6 +64,7 @@ impl Tables {
             &self.curve,
             &self.touches,
             &self.readahead,
+            &self.readahead_mean,
             &self.sets,
             &self.symbols,
         ]
@@ -185,7 +190,7 @@ fn latency(functions: &[Function<'_>]) -> Dataset {
     for function in functions {
         let warm = || function.measured.warm.iter().filter(|call| call.input > 0);
         let calls = warm().count() as u64;
-        let ends = super::numbers::range(warm().map(|call| call.ms));
+        let ends = range(warm().map(|call| call.ms));
         let warm_ms = function.warm_ms();
         table.row([
             function.name().into(),
@@ -204,7 +209,7 @@ fn latency(functions: &[Function<'_>]) -> Dataset {
             let Some(start) = function.median_start(kind) else {
                 continue;
             };
-            let ends = super::numbers::range(function.starts(kind).map(|s| s.total_ms));
+            let ends = range(function.starts(kind).map(|s| s.total_ms));
             let [launch, restore, working_set, connection, processing] = start.phases_ms.parts();
             table.row([
                 function.name().into(),
@@ -399,12 +404,48 @@ fn readahead(functions: &[Function<'_>]) -> Dataset {
                     window.into(),
                     found.faults.into(),
                     found.covered.into(),
-                    super::numbers::percent(found.covered, touched).into(),
+                    percent(found.covered, touched).into(),
                     found.read.into(),
                     found.wasted.into(),
                     (found.wasted as f64 / touched.max(1) as f64).into(),
                 ]);
             }
+        }
+    }
+    table
+}
+
+/// The share, in percent, of touches that windows would have covered, and of pages that they would have
+/// read for nothing: the mean of `functions`.
+pub(super) fn mean_readahead(
+    functions: &[Function<'_>],
+    window: u64,
+    shape: Shape,
+) -> (Option<f64>, Option<f64>) {
+    let played = || functions.iter().map(|f| f.readahead(window, shape));
+    (
+        mean(played().map(|o| percent(o.covered, o.faults + o.covered))),
+        mean(played().map(|o| percent(o.wasted, o.read))),
+    )
+}
+
+fn readahead_mean(functions: &[Function<'_>]) -> Dataset {
+    const COLUMNS: &[Column] = &[
+        text("window_lies", "Window"),
+        count("window_pages", "Window (pages)"),
+        number("covered_pct", "Covered: of the touched pages (%)", 1),
+        number("wasted_pct", "Wasted: of the pages read (%)", 1),
+    ];
+    let mut table = Dataset::new("readahead_mean", COLUMNS);
+    for shape in Shape::ALL {
+        for window in WINDOWS {
+            let (covered, wasted) = mean_readahead(functions, window, shape);
+            table.row([
+                shape.as_str().into(),
+                window.into(),
+                covered.into(),
+                wasted.into(),
+            ]);
         }
     }
     table

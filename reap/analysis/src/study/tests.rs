@@ -184,6 +184,7 @@ fn a_whole_study_has_a_page_with_all_figures_and_their_data() {
         "curve",
         "touches",
         "readahead",
+        "readahead_mean",
         "sets",
         "symbols",
     ] {
