@@ -192,7 +192,7 @@ fn claims_table(page: &mut String, claims: &[Claim], tables: &Tables, command: &
     let files = tables.claims.files().join("</code>, <code>");
     let _ = writeln!(
         page,
-        "</table></div>\n<p class=\"soft\">The paper's figures are those of REAP (ASPLOS'21). Linux \
+        "</table></div>\n<p class=\"soft\">The verdict is on what was measured here. The paper's figures are those of REAP (ASPLOS'21). Linux \
          guests: Python functions on Debian's kernel in an emulated host, which counts faults but \
          tells no times. Made by <code>{}</code>; all rows: <code>{files}</code></p></section>",
         escape(command)
