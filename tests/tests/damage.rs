@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::Instant;
 
 use reapvm_reap::{WorkingSet, trace};
 use reapvm_snapshot::{PAGE_SIZE, Snapshot};
@@ -285,15 +285,19 @@ fn a_killed_create_leaves_the_old_snapshot_whole_and_no_other() {
     guarded(|| {
         let scratch = scratch::dir();
         let dir = scratch.path().join("snap");
-        snapshots::copy(&snapshots::shared("helloworld"), &dir);
+        let create = || {
+            let mut command = launcher::command(["snapshot", "create", "--function", "helloworld"]);
+            launcher::start(command.arg("-o").arg(&dir))
+        };
+        let begun = Instant::now();
+        launcher::finish(create()).success();
+        let step = begun.elapsed() / 8;
         let first = snapshots::open(&dir).id();
         let mut killed = 0;
         // Killed at ever later moments, until one is done before it is killed.
-        for step in 1.. {
-            let mut command = launcher::command(["snapshot", "create", "--function", "helloworld"]);
-            command.arg("-o").arg(&dir);
-            let mut child = launcher::start(&mut command);
-            thread::sleep(Duration::from_millis(step * 60));
+        for steps in 1.. {
+            let mut child = create();
+            thread::sleep(step * steps);
             child.kill().unwrap();
             if launcher::finish(child).code.is_some() {
                 break;

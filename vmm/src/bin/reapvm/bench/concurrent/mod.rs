@@ -4,6 +4,7 @@
 //! page of the page cache; clones share one. All that are started together count from the same
 //! moment, so that who waits for its turn is not measured as faster.
 
+mod copies;
 mod starts;
 mod table;
 
@@ -276,7 +277,7 @@ pub(super) fn run(arguments: &Bench, image: &BenchImage, functions: &[String]) -
     }
     for index in 0..most {
         let copy = arguments.dir.join(format!("copy-{index}"));
-        starts::copy_snapshot(&snapshots.originals[index % used].dir, &copy)?;
+        copies::copy_snapshot(&snapshots.originals[index % used].dir, &copy)?;
         snapshots.copies.push(copy);
         progress.step(format!("{} copies", index + 1));
     }

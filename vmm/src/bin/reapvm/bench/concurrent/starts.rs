@@ -1,7 +1,7 @@
 //! Many cold starts at the same moment: by a process each, or by a server.
 
 use std::error::Error;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -277,19 +277,4 @@ impl Drop for Server {
             let _ = self.child.wait();
         }
     }
-}
-
-/// A copy of the snapshot `from` in `to`: its files, with their holes.
-pub(super) fn copy_snapshot(from: &Path, to: &Path) -> Result<(), Box<dyn Error>> {
-    if to.exists() {
-        std::fs::remove_dir_all(to)?;
-    }
-    let status = Command::new("cp")
-        .args(["-r", "--sparse=always", "--"])
-        .args([from, to])
-        .status()?;
-    if !status.success() {
-        return Err(format!("cannot copy '{}' to '{}'", from.display(), to.display()).into());
-    }
-    Ok(())
 }
