@@ -33,7 +33,7 @@ struct Arguments {
     /// Jobs that run at the same time
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16))]
     parallel: u8,
-    /// The static reapvm program
+    /// The static reapvm program, with reapvm-trace beside it
     #[arg(long, value_name = "FILE", default_value = "bin/reapvm")]
     reapvm: PathBuf,
     /// The folder that fetch-kernels has filled [default: ~/.cache/reapvm/linux]

@@ -49,7 +49,7 @@ pub enum DiskError {
 /// The programs that go inside, all of them static.
 #[derive(Clone, Debug)]
 pub struct Programs {
-    /// `reapvm`.
+    /// `reapvm`, with `reapvm-trace` beside it, which it runs.
     pub reapvm: PathBuf,
     /// The first program of the nested host, with the jobs.
     pub nested_host: PathBuf,
@@ -132,6 +132,8 @@ pub fn job_disk(
     }
     fs::create_dir_all(&tree).map_err(error(&tree))?;
     copy(&programs.reapvm, &tree.join("reapvm"))?;
+    let trace = programs.reapvm.with_file_name("reapvm-trace");
+    copy(&trace, &tree.join("reapvm-trace"))?;
     let init = fs::read(&programs.guest_init).map_err(error(&programs.guest_init))?;
     for kernel in kernels {
         let at = tree.join(&kernel.series);
