@@ -278,6 +278,9 @@ pub fn run_with(
         overrides: start.overrides.clone(),
         trace_records: pager_records(start, set_run.mode),
         observation: set_run.observation(),
+        track_dirty_pages: start
+            .trace
+            .is_some_and(|trace| trace.source.needs_dirty_log()),
         hooks,
         ..RestoreOptions::new(set_run.mode)
     };
@@ -332,11 +335,11 @@ fn invoke(
     (major_before, minor_before): (u64, u64),
 ) -> Result<Invoked, ColdStartError> {
     let mut observation = match start.trace {
-        Some(trace) => Some(Observation::begin(&machine, set_run.mode, trace.source)?),
+        Some(trace) => Some(Observation::begin(&machine, set_run.mode, trace)?),
         None => None,
     };
     if let Some(observation) = &mut observation {
-        observation.end_phase(Phase::Restore)?;
+        observation.end_phase(&machine, Phase::Restore)?;
     }
     // Opened before the guest runs: it finds the connection request when it wakes.
     let mut connection = Connection::open(&machine)?;
@@ -375,7 +378,7 @@ fn invoke(
     }
     let trace = match (start.trace, observation) {
         (Some(options), Some(mut observation)) => {
-            observation.end_phase(Phase::Request)?;
+            observation.end_phase(&machine, Phase::Request)?;
             let input = start.input.to_string();
             let id = set_run.snapshot().id();
             observation.finish(&machine, &id, set_run.mode, options, &input)?

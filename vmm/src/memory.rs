@@ -4,6 +4,7 @@ mod dirty_pages;
 mod hooks;
 mod save;
 mod touches;
+mod writes;
 
 use std::io;
 use std::path::PathBuf;
@@ -16,7 +17,8 @@ use reapvm_devices::GuestMemory;
 use reapvm_reap::{
     DEFAULT_SPIN, FaultTrace, Install, InstallError, InstallOptions, InstallReport, MemoryRegion,
     MemoryRestoreMode, PageSourceError, Pager, PagerConfig, PagerError, PagerStats, PhaseCell,
-    Recording, TouchProbeError, WorkingSet, WorkingSetError, WorkingSetReader, error_chain,
+    Recording, TouchProbeError, WorkingSet, WorkingSetError, WorkingSetReader, WriteTrackerError,
+    error_chain,
 };
 use reapvm_snapshot::{
     CreateError, MemoryReadError, MemoryReader, PAGE_SIZE, ReadError, RegionInfo, Snapshot,
@@ -35,6 +37,9 @@ use touches::Measurement;
 
 pub use hooks::MemoryHooks;
 pub use touches::Observation;
+pub use writes::WriteTracking;
+
+pub(crate) use writes::WrittenPages;
 
 /// Guest memory is read and written in pieces of this size.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -122,6 +127,15 @@ pub enum MemoryError {
         /// The mode that was asked for.
         mode: MemoryRestoreMode,
     },
+    /// Faults are served, so that not all of memory is in place.
+    #[error(
+        "writes cannot be tracked where a pager serves faults: KVM asks for a missing page to write \
+         to it, also if the guest only reads; use memory mode copy"
+    )]
+    WritesWithPager,
+    /// Writes cannot be tracked, or not all of them were.
+    #[error("cannot track writes to guest memory")]
+    Writes(#[from] WriteTrackerError),
     /// A policy would keep touches from a recording.
     #[error(
         "a recording with a fault policy would lack the pages that the policy brings: record \

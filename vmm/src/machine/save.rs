@@ -12,7 +12,7 @@ use super::device_set::DeviceError;
 use super::{Lifecycle, Machine, MachineError};
 use crate::config::VmConfig;
 use crate::interrupts::{self, InterruptError};
-use crate::memory::MemoryError;
+use crate::memory::{MemoryError, WrittenPages};
 use crate::residency;
 use crate::vcpu::VcpuError;
 
@@ -126,6 +126,14 @@ impl Machine {
         self.save_extent(dir, Extent::Since(since))
     }
 
+    /// Which pages were written since the last call or save: see [`MemoryManager::collect_writes`].
+    /// The machine has to be paused.
+    ///
+    /// [`MemoryManager::collect_writes`]: crate::memory::MemoryManager::collect_writes
+    pub(crate) fn collect_writes(&self) -> Result<WrittenPages, MemoryError> {
+        self.memory.collect_writes(&self.vm)
+    }
+
     /// The configuration with the balloon's target of now, which its handle may have set.
     fn config_now(&self) -> VmConfig {
         let mut config = self.config.clone();
@@ -154,7 +162,7 @@ impl Machine {
         )?;
         writer.write_state(&state)?;
         // What devices write from when they go on is part of the next diff.
-        self.memory.collect_dirty(&self.vm)?;
+        self.memory.collect_writes(&self.vm)?;
         let size_bytes = self.memory.size_bytes();
         let memory_writer = match extent {
             Extent::Full => {

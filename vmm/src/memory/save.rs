@@ -1,12 +1,10 @@
 //! Writing guest memory into a snapshot, whole or what differs from the last one.
 
-use std::ops::Deref;
 use std::sync::{MutexGuard, PoisonError};
 
-use kvm_ioctls::VmFd;
 use reapvm_reap::{MemoryRegion, Page, PageSource, PageState, PageStates, Pager, SharedSource};
 use reapvm_snapshot::{MemoryReader, MemoryWriter, PAGE_SIZE, SnapshotId};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::dirty_pages::DirtyPages;
 use super::hooks::PageOrigin;
@@ -41,47 +39,7 @@ impl MemoryManager {
         self.dirty.is_some()
     }
 
-    /// Adds what was written since the last call to the dirty pages. vCPUs and devices must be at
-    /// rest. Pages that were added stay dirty until [`saved_as`](Self::saved_as), so that none is
-    /// lost by a save that fails.
-    ///
-    /// # Errors
-    /// [`MemoryError::DirtyLog`].
-    pub(crate) fn collect_dirty(&self, vm: &VmFd) -> Result<(), MemoryError> {
-        let Some(mut dirty) = self.dirty() else {
-            return Ok(());
-        };
-        for (slot, region) in (0_u32..).zip(&self.regions) {
-            let log = vm
-                .get_dirty_log(slot, region.size_bytes as usize)
-                .map_err(|source| MemoryError::DirtyLog {
-                    gpa: region.gpa,
-                    source,
-                })?;
-            dirty.insert_marked(region.file_offset / PAGE_BYTES, &log);
-        }
-        self.each_own_bitmap(|file_offset, marks| {
-            dirty.insert_marked(file_offset / PAGE_BYTES, &marks);
-        });
-        Ok(())
-    }
-
-    /// Forgets what this process has written itself: it has made memory what the snapshot says.
-    pub(super) fn forget_own_writes(&self) {
-        self.each_own_bitmap(|_, _| ());
-    }
-
-    /// Takes the marks of the pages that this process has written, region by region.
-    fn each_own_bitmap(&self, mut take: impl FnMut(u64, Vec<u64>)) {
-        for region in &self.regions {
-            let mapped = self.memory.find_region(GuestAddress(region.gpa));
-            if let Some(bitmap) = mapped.and_then(|mapped| mapped.deref().bitmap().as_ref()) {
-                take(region.file_offset, bitmap.get_and_reset());
-            }
-        }
-    }
-
-    /// Memory with all changes up to the last [`collect_dirty`](Self::collect_dirty) is in
+    /// Memory with all changes up to the last [`collect_writes`](Self::collect_writes) is in
     /// snapshot `id`.
     pub(crate) fn saved_as(&self, id: SnapshotId) {
         if let Some(mut dirty) = self.dirty() {
@@ -89,7 +47,7 @@ impl MemoryManager {
         }
     }
 
-    fn dirty(&self) -> Option<MutexGuard<'_, DirtyPages>> {
+    pub(super) fn dirty(&self) -> Option<MutexGuard<'_, DirtyPages>> {
         let dirty = self.dirty.as_ref()?;
         // Nothing panics between taking marks from their source and keeping them here.
         Some(dirty.lock().unwrap_or_else(PoisonError::into_inner))

@@ -185,6 +185,7 @@ impl KernelTrace {
         Ok(TraceReport {
             records: kept as u64,
             dropped,
+            writes: None,
         })
     }
 }

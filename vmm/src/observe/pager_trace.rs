@@ -9,6 +9,7 @@ use reapvm_reap::{DEFAULT_TRACE_RECORDS, MemoryRestoreMode, Recording, TraceErro
 use reapvm_snapshot::SnapshotId;
 use serde::{Deserialize, Serialize};
 
+use super::write_trace::WritesCompared;
 use crate::clock;
 use crate::machine::Machine;
 
@@ -25,11 +26,25 @@ pub enum SourceChoice {
     Tracepoints,
     /// The page tables of this process, looked at after each phase.
     PageTables,
+    /// Writes alone, by protecting every page against them: first writes in order.
+    WriteProtect,
+    /// Writes alone, by KVM's dirty log, read after each phase: a set of pages.
+    DirtyLog,
+    /// As [`WriteProtect`](Self::WriteProtect), compared with the dirty log.
+    Writes,
 }
 
 impl SourceChoice {
     /// All of them, in the order in which they are documented.
-    pub const ALL: [Self; 4] = [Self::Auto, Self::Pager, Self::Tracepoints, Self::PageTables];
+    pub const ALL: [Self; 7] = [
+        Self::Auto,
+        Self::Pager,
+        Self::Tracepoints,
+        Self::PageTables,
+        Self::WriteProtect,
+        Self::DirtyLog,
+        Self::Writes,
+    ];
 
     /// The name that the command line uses.
     #[must_use]
@@ -39,7 +54,20 @@ impl SourceChoice {
             Self::Pager => "pager",
             Self::Tracepoints => "tracepoints",
             Self::PageTables => "page-tables",
+            Self::WriteProtect => "write-protect",
+            Self::DirtyLog => "dirty-log",
+            Self::Writes => "writes",
         }
+    }
+
+    /// Whether pages are protected against writes.
+    pub(crate) fn protects(self) -> bool {
+        matches!(self, Self::WriteProtect | Self::Writes)
+    }
+
+    /// Whether the machine has to track dirty pages.
+    pub(crate) fn needs_dirty_log(self) -> bool {
+        matches!(self, Self::DirtyLog | Self::Writes)
     }
 }
 
@@ -76,6 +104,9 @@ pub struct TraceReport {
     pub records: u64,
     /// Faults that found the buffer full.
     pub dropped: u64,
+    /// How the sources agree, of a trace of writes that compares them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub writes: Option<WritesCompared>,
 }
 
 /// What a trace says of the invocation that it was made of.
@@ -113,6 +144,7 @@ pub fn write_pager_trace(
     Ok(Some(TraceReport {
         records: faults.records.len() as u64,
         dropped: faults.dropped,
+        writes: None,
     }))
 }
 

@@ -42,7 +42,10 @@ fn source(text: &str) -> Result<SourceChoice, String> {
     SourceChoice::ALL
         .into_iter()
         .find(|source| source.as_str() == text)
-        .ok_or_else(|| "use one of auto, pager, tracepoints or page-tables".to_owned())
+        .ok_or_else(|| {
+            let names = SourceChoice::ALL.map(SourceChoice::as_str);
+            format!("use one of {}", names.join(", "))
+        })
 }
 
 /// As many records as a trace may have that is read at once.
@@ -91,6 +94,9 @@ pub(crate) struct TraceRecordArguments {
     /// pager: each fault that the pager serves.
     /// tracepoints: each page fault of a vCPU, with the guest's instruction.
     /// page-tables: pages that have come into this process's page tables, by phase.
+    /// write-protect: the first write to each page, in order; with --mode copy.
+    /// dirty-log: pages that KVM has logged as written, by phase, in any mode.
+    /// writes: as write-protect, compared with the dirty log.
     #[arg(long, value_name = "SOURCE", default_value = "auto", value_parser = source, verbatim_doc_comment)]
     pub(crate) source: SourceChoice,
     #[command(flatten)]

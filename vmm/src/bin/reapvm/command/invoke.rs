@@ -66,13 +66,21 @@ pub(super) fn run(arguments: &Invoke, process_start_ns: u64) -> CommandResult {
 
 /// What is in a trace, as people read it.
 pub(super) fn trace_line(trace: &TraceReport) -> String {
-    match trace.dropped {
+    let mut line = match trace.dropped {
         0 => format!("{} faults", trace.records),
         dropped => format!(
             "the first {} faults; {dropped} more did not fit (--trace-records)",
             trace.records
         ),
+    };
+    if let Some(writes) = &trace.writes {
+        line.push_str(&format!(
+            "; written pages: {} in KVM's dirty log too, {} only here that devices wrote, {} only \
+             here otherwise, {} only in the log",
+            writes.both, writes.only_devices, writes.only_protected, writes.only_logged
+        ));
     }
+    line
 }
 
 pub(crate) fn print(report: &ColdStartReport, json: bool) -> Result<(), Box<dyn Error>> {
