@@ -6,7 +6,7 @@ use std::thread;
 
 use reapvm::config::{EntropySettings, VmConfig};
 use reapvm::function_vm::{self, FunctionVm, ReadyWhen};
-use reapvm::machine::{Lifecycle, Machine, MachineError, RestoreOptions, SaveError};
+use reapvm::machine::{Lifecycle, Machine, MachineError, RestoreOptions, SaveError, can_pre_fault};
 use reapvm_reap::{InstallMethod, MemoryRestoreMode};
 use reapvm_tests::launcher;
 use reapvm_tests::reports;
@@ -141,6 +141,28 @@ fn reads_are_as_the_disk_was_tuned_and_a_disk_that_was_not_is_refused() {
         assert_eq!(start().json()["response"], expected[1]);
         std::fs::write(cache.join("reapvm/tunings.json"), "{").unwrap();
         start().failure(&["make no sense"]);
+    });
+}
+
+#[test]
+fn pages_are_entered_ahead_where_kvm_can_and_where_it_cannot_that_is_an_error() {
+    guarded(|| {
+        let scratch = scratch::dir();
+        let dir = scratch.path().join("snap");
+        let expected = snapshots::create("helloworld", &dir, &[41, 42]);
+        invoke(&dir, MemoryRestoreMode::Record, 41);
+        let can = can_pre_fault().unwrap();
+        for method in ["streamed", "overlapped", "direct"] {
+            let ended = prefetch(&dir, &["--install", method, "--pre-fault"], 42);
+            if can {
+                assert_eq!(ended.json()["response"], expected[1], "{method}");
+            } else {
+                ended.failure(&["KVM_PRE_FAULT_MEMORY", "leave out --pre-fault"]);
+            }
+        }
+        // Whoever does not ask for it gets the same everywhere.
+        let ended = prefetch(&dir, &[], 42);
+        assert_eq!(ended.json()["response"], expected[1]);
     });
 }
 

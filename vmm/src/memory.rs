@@ -16,9 +16,9 @@ use kvm_ioctls::VmFd;
 use reapvm_devices::GuestMemory;
 use reapvm_reap::{
     DEFAULT_SPIN, FaultTrace, Install, InstallError, InstallOptions, InstallReport, MemoryRegion,
-    MemoryRestoreMode, PageSourceError, Pager, PagerConfig, PagerError, PagerStats, PhaseCell,
-    Recording, TouchProbeError, WorkingSet, WorkingSetError, WorkingSetReader, WriteTrackerError,
-    error_chain,
+    MemoryRestoreMode, PageSourceError, PageState, Pager, PagerConfig, PagerError, PagerStats,
+    PhaseCell, Recording, TouchProbeError, WorkingSet, WorkingSetError, WorkingSetReader,
+    WriteTrackerError, error_chain,
 };
 use reapvm_snapshot::{
     CreateError, MemoryReadError, MemoryReader, PAGE_SIZE, ReadError, RegionInfo, Snapshot,
@@ -597,6 +597,31 @@ impl MemoryManager {
                 file_offset: region.file_offset,
             })
             .collect()
+    }
+
+    /// The guest-physical address and length of each run of pages that the pager or an install has
+    /// put in place by now; none without a pager.
+    pub(crate) fn installed_ranges(&self) -> Vec<(u64, u64)> {
+        let Some(states) = self.pager.as_ref().map(Pager::page_states) else {
+            return Vec::new();
+        };
+        let mut ranges = Vec::new();
+        for region in &self.regions {
+            let mut done = 0;
+            while let left @ 1.. = region.size_bytes - done {
+                let gpa = region.gpa + done;
+                let max_pages = left / PAGE_SIZE as u64;
+                let Some((state, pages)) = states.run_at(gpa, max_pages) else {
+                    break;
+                };
+                let run_bytes = pages * PAGE_SIZE as u64;
+                if state == PageState::Installed {
+                    ranges.push((gpa, run_bytes));
+                }
+                done += run_bytes;
+            }
+        }
+        ranges
     }
 
     /// Total guest memory in bytes.

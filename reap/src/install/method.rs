@@ -135,6 +135,9 @@ pub struct InstallOptions {
     /// one zero page until it is written: who measures which pages a guest touches by their marks
     /// needs that. It costs a copy a page.
     pub own_zero_pages: bool,
+    /// Whether who runs the guest is to enter what is installed in its page tables before it runs.
+    /// This crate only carries it there.
+    pub pre_fault: bool,
     /// Whether the guest may run without the rest of a working set that turns out to be unusable.
     /// Every page that is in place is right, and the pager serves the others; the report says so.
     pub may_fall_back: bool,
@@ -156,6 +159,7 @@ impl InstallOptions {
             piece_bytes: Self::DEFAULT_PIECE_BYTES,
             depth: Self::DEFAULT_DEPTH,
             own_zero_pages: false,
+            pre_fault: false,
             may_fall_back: false,
         }
     }

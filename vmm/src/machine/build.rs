@@ -44,6 +44,12 @@ pub enum BuildError {
     /// KVM lacks something.
     #[error("this host's KVM lacks {0}: a newer kernel is needed")]
     Capability(&'static str),
+    /// KVM cannot enter pages before they are touched.
+    #[error(
+        "this host's KVM has no KVM_PRE_FAULT_MEMORY, which needs Linux 6.11 and two-dimensional \
+         paging: leave out --pre-fault"
+    )]
+    NoPreFault,
     /// A KVM call failed.
     #[error("{call} failed")]
     Kvm {

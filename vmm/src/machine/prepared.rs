@@ -17,6 +17,7 @@ use super::build::{BuildError, PagerFailureHook, Parts, RestoreOptions, config_o
 use super::console::Console;
 use super::device_set::DeviceSet;
 use super::exits::ExitEvents;
+use super::pre_fault::pre_fault;
 use super::save::{INTERRUPTS_KIND, INTERRUPTS_VERSION, VCPU_KIND, VCPU_VERSION};
 use crate::clock;
 use crate::config::{Overrides, VmConfig};
@@ -198,7 +199,8 @@ pub(super) fn restore(
         install,
         on_pager_failure,
     )?;
-    plan.build(Some(vm_fd_place), console)?.finish()
+    plan.build(Some(vm_fd_place), console)?
+        .finish(install.pre_fault)
 }
 
 /// Takes a descriptor number for the virtual machine, lower than that of the userfaultfd which is
@@ -286,11 +288,11 @@ impl PreparedMachine {
             install,
             on_pager_failure,
         )?;
-        self.finish()
+        self.finish(install.pre_fault)
     }
 
     /// The registers, when memory is served or about to be.
-    fn finish(self) -> Result<Machine, BuildError> {
+    fn finish(self, pre_faults: bool) -> Result<Machine, BuildError> {
         let Self {
             hardware:
                 Hardware {
@@ -317,6 +319,10 @@ impl PreparedMachine {
         }
         interrupts::restore(&parts.vm, &interrupt_state, age)?;
         devices.connect_interrupts(&parts.vm)?;
+        if pre_faults && let Some(vcpu) = vcpus.first() {
+            memory.wait_until_served()?;
+            pre_fault(&parts.vm, vcpu, &memory)?;
+        }
         let mut machine = parts.assemble(config, memory, devices, vcpus)?;
         machine.restore_marks.state_loaded_ns = clock::monotonic_ns();
         machine.memory.wait_until_served()?;

@@ -37,6 +37,10 @@ pub(crate) struct InstallArguments {
     /// Chunk and depth that `reapvm tune` has found for the disk of the snapshot
     #[arg(long = "install-tuned", conflicts_with_all = ["chunk_bytes", "depth"])]
     pub(crate) tuned: bool,
+    /// Have KVM enter the installed pages in the guest's page tables before its first instruction
+    /// (KVM_PRE_FAULT_MEMORY: Linux 6.11 and two-dimensional paging)
+    #[arg(long)]
+    pub(crate) pre_fault: bool,
     /// Serve on demand what a working set that is missing or damaged does not give, and say so
     #[arg(long = "install-fallback")]
     pub(crate) fall_back: bool,
@@ -50,6 +54,7 @@ impl InstallArguments {
             piece_bytes: self.chunk_bytes,
             depth: self.depth as usize,
             may_fall_back: self.fall_back,
+            pre_fault: self.pre_fault,
             ..InstallOptions::new(self.method)
         };
         if self.tuned {
@@ -69,6 +74,9 @@ pub(crate) fn to_arguments(options: &InstallOptions) -> Vec<OsString> {
     ];
     if let Some(read_path) = options.read_path {
         arguments.push(format!("--install-read={}", name_of(read_path)));
+    }
+    if options.pre_fault {
+        arguments.push("--pre-fault".to_owned());
     }
     if options.may_fall_back {
         arguments.push("--install-fallback".to_owned());

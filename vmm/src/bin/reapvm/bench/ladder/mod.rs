@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use reapvm::cold_start::{ColdStart, ColdStartReport, InstallMs, WorkingSetOptions};
 use reapvm::config::Overrides;
+use reapvm::machine::can_pre_fault;
 use reapvm::tuning::{self, Tuning};
 use reapvm_reap::{
     InstallMethod, InstallOptions, MemoryRestoreMode, ReadPath, SetLayout, WorkingSet,
@@ -41,7 +42,7 @@ struct Rung {
 }
 
 /// All rungs, from the kernel's own faults to the default.
-fn rungs(tuning: &Tuning) -> Vec<Rung> {
+fn rungs(tuning: &Tuning, can_pre_fault: bool) -> Vec<Rung> {
     let mode = |name, mode| Rung {
         name,
         mode,
@@ -55,7 +56,7 @@ fn rungs(tuning: &Tuning) -> Vec<Rung> {
             ..InstallOptions::new(method)
         },
     };
-    vec![
+    let mut rungs = vec![
         mode("file mapping", MemoryRestoreMode::File),
         mode("on demand", MemoryRestoreMode::OnDemand),
         install("memory file, 16 threads", InstallMethod::MemoryFile, None),
@@ -93,8 +94,22 @@ fn rungs(tuning: &Tuning) -> Vec<Rung> {
             InstallMethod::Overlapped,
             Some(ReadPath::IoUring),
         ),
-    ]
+    ];
+    if can_pre_fault {
+        rungs.push(Rung {
+            options: InstallOptions {
+                read_path: Some(ReadPath::IoUring),
+                pre_fault: true,
+                ..InstallOptions::new(InstallMethod::Streamed)
+            },
+            ..install(PRE_FAULTED, InstallMethod::Streamed, None)
+        });
+    }
+    rungs
 }
+
+/// The rung that not every KVM has.
+const PRE_FAULTED: &str = "streams, pre-faulted";
 
 /// One rung of one function.
 #[derive(Clone, Debug, Serialize)]
@@ -365,7 +380,8 @@ pub(super) fn run(arguments: &Bench, image: &BenchImage, functions: &[String]) -
     let disk = disk::measure(&arguments.dir)?;
     eprintln!("tuning the reads");
     let tuning = tuning::measure(&arguments.dir, |_| {})?;
-    let rungs = rungs(&tuning);
+    let can_pre_fault = can_pre_fault()?;
+    let rungs = rungs(&tuning, can_pre_fault);
     let steps_a_function = arguments.runs as usize * rungs.len();
     let steps = (steps_a_function * functions.len()) as u64;
     let progress = Progress::new(steps + sizes::steps(&rungs, arguments.runs));
@@ -390,6 +406,9 @@ pub(super) fn run(arguments: &Bench, image: &BenchImage, functions: &[String]) -
     progress.0.finish_and_clear();
     println!("{}", tables.join("\n"));
     println!("{}", sizes::render(&report.sizes));
+    if !can_pre_fault {
+        println!("{PRE_FAULTED}: absent, this KVM has no KVM_PRE_FAULT_MEMORY");
+    }
     println!(
         "tuned: reads of {} KiB, {} under way in each of two threads; untuned: {} KiB, {}",
         report.tuning.piece_bytes >> 10,
@@ -416,7 +435,7 @@ mod tests {
 
     #[test]
     fn rungs_have_names_of_their_own_and_start_with_what_they_are_compared_with() {
-        let rungs = rungs(&TUNING);
+        let rungs = rungs(&TUNING, true);
         assert_eq!(rungs[0].mode, MemoryRestoreMode::File);
         let names: std::collections::BTreeSet<_> = rungs.iter().map(|rung| rung.name).collect();
         assert_eq!(names.len(), rungs.len());
@@ -455,7 +474,7 @@ mod tests {
             });
             serde_json::from_value::<ColdStartReport>(report).unwrap()
         };
-        let rungs = rungs(&TUNING);
+        let rungs = rungs(&TUNING, true);
         let steps = [
             summarise_step("f", &rungs[0], &[start(100.0, None)], &bandwidth),
             summarise_step(
