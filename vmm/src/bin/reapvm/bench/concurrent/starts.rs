@@ -166,7 +166,8 @@ impl Server {
             ready: machines as u64,
         };
         let deadline = Instant::now() + SERVER_LIMIT;
-        while !server.socket.exists() {
+        // Its file alone says nothing: a socket is there before anybody listens on it.
+        while Connection::open(&server.socket).is_err() {
             if let Some(status) = server.child.try_wait()? {
                 return Err(format!("the server ended with {status}").into());
             }
