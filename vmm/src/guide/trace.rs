@@ -8,6 +8,8 @@
 //!   of a machine, for [`MemoryManager::fault_trace`](crate::memory::MemoryManager::fault_trace);
 //! * [`reapvm_reap::trace`] reads and writes traces as files, a block at a time;
 //! * [`observe`](crate::observe) traces modes without a pager, by KVM's tracepoint or the page tables;
+//! * [`MemoryManager::track_writes`](crate::memory::MemoryManager::track_writes) keeps the first write
+//!   to each page, in order;
 //! * a [listener](reapvm_reap::FaultListener) gets each record while the machine runs.
 //!
 //! # Read a trace
