@@ -60,7 +60,7 @@ pub const JOBS: &[Job] = &[
     ),
     job(
         "huge-memory",
-        "6.12 with twice the memory that there is room for below 4 GiB",
+        "6.12 with 10 GiB, most of them above 4 GiB, restored on demand",
         || big_memory::run("6.12", HUGE_MEMORY_MIB),
     )
     .with_host_memory_mib(12 << 10),
