@@ -89,7 +89,7 @@ fn a_full_trace_says_how_much_is_missing_and_a_label_is_kept() {
         let out = scratch.path().join("short.trace");
         let arguments = ["--records", "10", "--function", "my label"];
         let text = record(&dir, &out, &arguments).success();
-        assert!(text.contains("first 10 faults"), "{text}");
+        assert!(text.contains("first 10 records"), "{text}");
         let told = info(&out);
         assert_eq!(told["summary"]["records"], 10);
         assert!(told["summary"]["dropped"].as_u64().unwrap() > 20, "{told}");

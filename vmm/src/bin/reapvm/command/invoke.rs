@@ -67,9 +67,9 @@ pub(super) fn run(arguments: &Invoke, process_start_ns: u64) -> CommandResult {
 /// What is in a trace, as people read it.
 pub(super) fn trace_line(trace: &TraceReport) -> String {
     let mut line = match trace.dropped {
-        0 => format!("{} faults", trace.records),
+        0 => format!("{} records", trace.records),
         dropped => format!(
-            "the first {} faults; {dropped} more did not fit (--trace-records)",
+            "the first {} records; {dropped} more did not fit (--trace-records)",
             trace.records
         ),
     };
