@@ -39,6 +39,7 @@ pub mod invocation;
 pub mod machine;
 pub mod memory;
 pub mod observe;
+mod pagemap;
 pub mod residency;
 pub mod tuning;
 pub mod vcpu;

@@ -4,11 +4,12 @@ use std::sync::{MutexGuard, PoisonError};
 
 use reapvm_reap::{MemoryRegion, Page, PageSource, PageState, PageStates, Pager, SharedSource};
 use reapvm_snapshot::{MemoryReader, MemoryWriter, PAGE_SIZE, SnapshotId};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::dirty_pages::DirtyPages;
 use super::hooks::PageOrigin;
 use super::{CHUNK_BYTES, MemoryError, MemoryManager};
+use crate::pagemap::{PAGES_A_READ, Pagemap};
 
 const PAGE_BYTES: u64 = PAGE_SIZE as u64;
 
@@ -79,6 +80,7 @@ impl MemoryManager {
         dirty: Option<&DirtyPages>,
     ) -> Result<(), MemoryError> {
         let states = self.pager.as_ref().map(Pager::page_states);
+        let mut untouched = Untouched::of(self);
         let mut buffer = vec![0_u8; CHUNK_BYTES];
         for region in &self.regions {
             let mut done = 0_u64;
@@ -90,6 +92,9 @@ impl MemoryManager {
                 match origin {
                     Origin::Unchanged => writer.write_unchanged_pages(file_offset, length)?,
                     Origin::Zero => writer.write_zero_pages(file_offset, length)?,
+                    Origin::Memory if untouched.has(region.hva + done, pages) => {
+                        writer.write_zero_pages(file_offset, length)?;
+                    }
                     Origin::Memory => {
                         let gpa = GuestAddress(region.gpa + done);
                         self.memory.read_slice(chunk, gpa)?;
@@ -146,6 +151,36 @@ impl MemoryManager {
     }
 }
 
+/// Where nobody has to look, because nothing was ever there: a machine of many GiB has touched
+/// little of them when it is saved, and a look would be a fault for each page.
+struct Untouched(Option<Pagemap>);
+
+impl Untouched {
+    /// Of memory in which a page that this process does not have is zero: one without a pager, and
+    /// without a file behind it.
+    fn of(manager: &MemoryManager) -> Self {
+        let mut regions = manager.memory.iter();
+        let is_anonymous = regions.all(|region| region.file_offset().is_none());
+        let is_zero_where_missing = manager.pager.is_none() && is_anonymous;
+        // Without it all of memory is looked at.
+        Self(
+            is_zero_where_missing
+                .then(Pagemap::open)
+                .and_then(Result::ok),
+        )
+    }
+
+    /// Whether none of the `pages` pages from host address `hva` on is there.
+    fn has(&mut self, hva: u64, pages: u64) -> bool {
+        pages <= PAGES_A_READ
+            && self.0.as_mut().is_some_and(|pagemap| {
+                pagemap
+                    .are_there(hva, pages)
+                    .is_ok_and(|mut are_there| !are_there.any(|is_there| is_there))
+            })
+    }
+}
+
 /// Writes the `pages` pages from `offset` of `region` on, as `source` gives them.
 fn write_from(
     writer: &mut MemoryWriter<'_>,
@@ -162,4 +197,45 @@ fn write_from(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use reapvm_snapshot::SnapshotWriter;
+
+    use super::*;
+    use crate::residency::resident_bytes;
+
+    #[test]
+    fn saving_leaves_untouched_what_nobody_has_touched() {
+        let scratch = tempfile::tempdir().unwrap();
+        let size_bytes = 64_u64 << 20;
+        let manager = MemoryManager::new(size_bytes, false).unwrap();
+        let touched = [0, 5 << 20, (5 << 20) + 4096, size_bytes - 1];
+        for gpa in touched {
+            manager.memory.write_obj(7_u8, GuestAddress(gpa)).unwrap();
+        }
+        let resident = resident_bytes(&manager.host_ranges());
+        let dir = scratch.path().join("snap");
+        let mut snapshot = SnapshotWriter::create(&dir).unwrap();
+        let mut writer = snapshot.memory_writer(size_bytes).unwrap();
+        manager.write_to(&mut writer).unwrap();
+        writer.finish().unwrap();
+        // No more than the pieces that hold something.
+        let pieces = 3 * CHUNK_BYTES as u64;
+        assert!(resident_bytes(&manager.host_ranges()) <= resident + pieces);
+
+        // What was written is whole, wherever it lies until the snapshot is finished.
+        let file = std::fs::read_dir(scratch.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().path().join("memory"))
+            .find(|path| path.exists())
+            .unwrap();
+        let memory = std::fs::read(file).unwrap();
+        assert_eq!(memory.len() as u64, size_bytes);
+        let at: Vec<u64> = (0..size_bytes)
+            .filter(|&at| memory[at as usize] != 0)
+            .collect();
+        assert_eq!(at, touched);
+    }
 }

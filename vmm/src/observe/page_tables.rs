@@ -1,26 +1,17 @@
-//! Which pages of guest memory this process has in its page tables.
-//!
-//! Source: `Documentation/admin-guide/mm/pagemap.rst` of the Linux kernel. Whether a page is present
-//! is told to everyone; only the frame numbers need a capability.
+//! Which pages of guest memory have come into this process's page tables.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 
 use reapvm_reap::MemoryRegion;
 
-const PAGEMAP: &str = "/proc/self/pagemap";
+use crate::pagemap::{PAGES_A_READ, Pagemap};
+
 const PAGE_BYTES: u64 = reapvm_snapshot::PAGE_SIZE as u64;
-const ENTRY_BYTES: usize = 8;
-/// Entries of one read.
-const ENTRIES_A_READ: usize = 8 << 10;
-/// The page is in memory, or on a swap device: it was brought here either way.
-const PRESENT_OR_SWAPPED: u64 = 0b11 << 62;
 
 /// Looks at the page tables again and again, and tells what has come since the last time.
 #[derive(Debug)]
 pub(crate) struct PageTables {
-    pagemap: File,
+    pagemap: Pagemap,
     regions: Vec<MemoryRegion>,
     /// For each region, a bit a page that was there.
     seen: Vec<Vec<u64>>,
@@ -38,7 +29,7 @@ impl PageTables {
     pub(crate) fn open(regions: &[MemoryRegion]) -> io::Result<Self> {
         let words = |region: &MemoryRegion| (region.size_bytes / PAGE_BYTES).div_ceil(64);
         Ok(Self {
-            pagemap: File::open(PAGEMAP)?,
+            pagemap: Pagemap::open()?,
             regions: regions.to_vec(),
             seen: regions
                 .iter()
@@ -51,22 +42,18 @@ impl PageTables {
     /// their addresses.
     pub(crate) fn new_pages(&mut self) -> io::Result<Vec<PresentPage>> {
         let mut new = Vec::new();
-        let mut bytes = vec![0; ENTRIES_A_READ * ENTRY_BYTES];
         for (region, seen) in self.regions.iter().zip(&mut self.seen) {
             let pages = region.size_bytes / PAGE_BYTES;
             let mut page = 0;
             while page < pages {
-                let count = (pages - page).min(ENTRIES_A_READ as u64);
-                let bytes = &mut bytes[..count as usize * ENTRY_BYTES];
-                let first = region.hva / PAGE_BYTES + page;
-                self.pagemap
-                    .read_exact_at(bytes, first * ENTRY_BYTES as u64)?;
-                for (at, entry) in (page..).zip(bytes.chunks_exact(ENTRY_BYTES)) {
-                    // The highest bits are in the last byte.
-                    let high = u64::from(entry[ENTRY_BYTES - 1]) << 56;
+                let count = (pages - page).min(PAGES_A_READ);
+                let are_there = self
+                    .pagemap
+                    .are_there(region.hva + page * PAGE_BYTES, count)?;
+                for (at, is_there) in (page..).zip(are_there) {
                     let word = &mut seen[(at / 64) as usize];
                     let bit = 1 << (at % 64);
-                    if high & PRESENT_OR_SWAPPED != 0 && *word & bit == 0 {
+                    if is_there && *word & bit == 0 {
                         *word |= bit;
                         new.push(PresentPage {
                             gpa: region.gpa + at * PAGE_BYTES,
