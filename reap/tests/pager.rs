@@ -362,6 +362,8 @@ fn a_source_that_fails_ends_the_pager_loudly() {
     let source = TestSource::with_trouble(0x5000, Trouble::Fail);
     let (mut pager, failures) = pager(vec![memory.region()], source, false);
     pager.start().unwrap();
+    // Before this nobody is kept waiting after a failure.
+    pager.mark_resumed().unwrap();
     let guest = Arc::clone(&memory);
     let vcpu = thread::spawn(move || {
         assert_eq!(guest.read_byte(1, 0), expected_page(0x1000)[0]);
