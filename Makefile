@@ -71,7 +71,7 @@ bench-ladder: build ## Start cold by every method, then many at once; print what
 	./bin/reapvm bench --concurrent 1,2,4,8,16,32,64 --clones 16 --runs 5 --start-by invoke,serve \
 	    --json bench-results/concurrent.json
 
-study: build ## Test the paper's findings on the ten functions; write a report (about five minutes)
+study: build ## Test the paper's findings on the ten functions; write a report (a few minutes)
 	./bin/reapvm study --output bench-results/study \
 	    $(if $(wildcard $(LINUX_FIGURES)),--linux-figures $(LINUX_FIGURES)) $(STUDY_FLAGS)
 
