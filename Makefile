@@ -24,6 +24,10 @@ SEMVER_CHECKS := 0.51.0
 STUDY_FLAGS ?=
 # Figures of Linux guests, which study takes into its report where they are there.
 LINUX_FIGURES := bench-results/linux-figures.jsonl
+# Reports for report-screenshots, if not of a cold start and a study that it makes in this folder.
+REPORTS ?=
+PICTURED := bench-results/report
+SPACE := $(subst ,, )
 # What bench-ladder starts.
 LADDER_FUNCTIONS ?= helloworld,json_serdes,rnn_serving
 
@@ -85,8 +89,18 @@ linux-figures: ## Count the faults of Linux guests in nested hosts, for study
 	@sed -n 's/^.*reapvm-test: figures \({.*}\).*$$/\1/p' target/nested-hosts/function-*.log > $(LINUX_FIGURES)
 	@wc -l $(LINUX_FIGURES)
 
-report-screenshots: build ## Trace a cold start, study two functions, picture both reports (needs Chromium)
-	@./reap/analysis/screenshots bin/reapvm bench-results/report
+report-screenshots: build ## Trace a cold start, study two functions, look at both reports (REPORTS: others)
+	./.ci/setup browser
+ifeq ($(REPORTS),)
+	@mkdir -p $(PICTURED)
+	./bin/reapvm snapshot create --function helloworld -o $(PICTURED)/hello.snap
+	./bin/reapvm trace record $(PICTURED)/hello.snap --input '{"seed":1}' --mode ondemand \
+	    --out $(PICTURED)/hello.trace
+	./bin/reapvm trace report $(PICTURED)/hello.trace --out $(PICTURED)/hello.html
+	./bin/reapvm study --functions helloworld,json_serdes --repetitions 1 --output $(PICTURED)/study
+endif
+	REAPVM_REQUIRE_CHROMIUM=1 REAPVM_REPORTS=$(subst $(SPACE),:,$(abspath $(or $(REPORTS),$(PICTURED)/hello.html $(PICTURED)/study/report.html))) \
+	    $(CARGO) test --locked -p reapvm-analysis --test screenshots
 
 lint: setup ## Check format and lints as CI does
 	$(CARGO) fmt --all --check

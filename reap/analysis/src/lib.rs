@@ -34,6 +34,8 @@ mod statistics;
 pub mod study;
 mod symbols;
 #[cfg(test)]
+mod test_studies;
+#[cfg(test)]
 mod test_traces;
 
 pub use comparison::Comparison;

@@ -1,6 +1,11 @@
 //! Bars: of categories, of a histogram on a logarithmic axis, of places in memory.
 
-use plotters::coord::ranged1d::{AsRangedCoord, SegmentValue, ValueFormatter};
+use std::ops::Range;
+
+use plotters::coord::ranged1d::{
+    AsRangedCoord, DefaultFormatting, KeyPointHint, Ranged, ValueFormatter,
+};
+use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 
 use super::axes::Axes;
@@ -29,7 +34,7 @@ pub(crate) struct Bars<'a> {
 
 /// A figure of `bars`.
 pub(crate) fn bars(bars: &Bars<'_>) -> Result<String, PlotError> {
-    let count = bars.bars.len().max(1) as i32;
+    let count = bars.bars.len();
     let most = bars
         .bars
         .iter()
@@ -38,23 +43,19 @@ pub(crate) fn bars(bars: &Bars<'_>) -> Result<String, PlotError> {
         .unwrap_or(1)
         .max(1) as f64;
     let axes = Axes {
-        labels: (count as usize, 6),
+        labels: (count, 6),
         ..Axes::new(bars.title, bars.x_label, bars.y_label)
     };
-    let place = ((0..count - 1).into_segmented(), 0.0..most * 1.08);
-    let name = |value: &SegmentValue<i32>| name_of(value, |at| Some(&bars.bars.get(at)?.0));
+    let place = (places(count), 0.0..most * 1.08);
+    let name = |value: &f64| name_at(*value, |at| Some(&bars.bars.get(at)?.0));
     axes.draw(place, &name, &|value| axis_number(*value), |chart| {
-        for (at, (_, parts)) in (0..).zip(&bars.bars) {
+        for (at, (_, parts)) in bars.bars.iter().enumerate() {
+            let place = at as f64;
             let mut from = 0.0;
             for (part, color) in parts.iter().zip(SERIES) {
                 let to = from + *part as f64;
-                let mut bar = Rectangle::new(
-                    [
-                        (SegmentValue::Exact(at), from),
-                        (SegmentValue::Exact(at + 1), to),
-                    ],
-                    color.filled(),
-                );
+                let corners = [(place, from), (place + 1.0, to)];
+                let mut bar = Rectangle::new(corners, color.filled());
                 let gap = if count > 12 { 2 } else { 12 };
                 bar.set_margin(0, 0, gap, gap);
                 if *part > 0 {
@@ -108,28 +109,22 @@ pub(crate) fn row_bars(bars: &RowBars<'_>) -> Result<String, PlotError> {
         lines: (true, false),
         ..Axes::new(bars.title, bars.x_label, "")
     };
-    let place = (0.0..most * 1.04, (0..count as i32 - 1).into_segmented());
+    let place = (0.0..most * 1.04, places(count));
     // Rows go down, the axis up.
-    let row_of = |at: usize| count - 1 - at;
-    let name = |value: &SegmentValue<i32>| {
-        name_of(value, |at| {
+    let name = |value: &f64| {
+        name_at(*value, |at| {
             Some(&bars.rows.get(count.checked_sub(at + 1)?)?.0)
         })
     };
     axes.draw(place, &|value| axis_number(*value), &name, |chart| {
         for (row, (_, parts)) in bars.rows.iter().enumerate() {
-            let at = row_of(row) as i32;
+            let place = (count - 1 - row) as f64;
             let mut from = 0.0;
             for ((number, part), color) in (0..).zip(parts).zip(SERIES) {
                 let part = part.unwrap_or_default();
                 let to = from + part;
-                let mut bar = Rectangle::new(
-                    [
-                        (from, SegmentValue::Exact(at + 1)),
-                        (to, SegmentValue::Exact(at)),
-                    ],
-                    color.filled(),
-                );
+                let corners = [(from, place + 1.0), (to, place)];
+                let mut bar = Rectangle::new(corners, color.filled());
                 let (above, below) = match is_apart {
                     true => (
                         number * ROW_BAR_HEIGHT,
@@ -150,16 +145,62 @@ pub(crate) fn row_bars(bars: &RowBars<'_>) -> Result<String, PlotError> {
     })
 }
 
-/// The label of a segment: what `name` says of its number.
-fn name_of<'a>(value: &SegmentValue<i32>, name: impl Fn(usize) -> Option<&'a String>) -> String {
-    match value {
-        SegmentValue::CenterOf(at) => usize::try_from(*at)
-            .ok()
-            .and_then(name)
-            .cloned()
-            .unwrap_or_default(),
-        _ => String::new(),
+/// An axis with labels at these points and no others.
+struct Marked<R: Ranged> {
+    axis: R,
+    points: Vec<f64>,
+}
+
+impl<R: Ranged<ValueType = f64>> Ranged for Marked<R> {
+    type FormatOption = DefaultFormatting;
+    type ValueType = f64;
+
+    fn map(&self, value: &f64, limit: (i32, i32)) -> i32 {
+        self.axis.map(value, limit)
     }
+
+    fn key_points<Hint: KeyPointHint>(&self, _: Hint) -> Vec<f64> {
+        self.points.clone()
+    }
+
+    fn range(&self) -> Range<f64> {
+        self.axis.range()
+    }
+}
+
+/// An axis of so many categories: each has a length of one, and its label in the middle. Plotters' own
+/// for such has no length for a single one.
+fn places(count: usize) -> Marked<RangedCoordf64> {
+    Marked {
+        axis: (0.0..count.max(1) as f64).into(),
+        points: (0..count).map(|at| at as f64 + 0.5).collect(),
+    }
+}
+
+/// A logarithmic axis, with labels also where there is no power of ten or only one.
+fn logarithmic(from: f64, to: f64) -> Marked<LogCoord<f64>> {
+    // Where there are more, they would lie on each other.
+    const MAX_LABELS: usize = 9;
+    let decades = from.log10().floor() as i32..=to.log10().ceil() as i32;
+    let marks = |of_ten: &[f64]| -> Vec<f64> {
+        let all = decades
+            .clone()
+            .flat_map(|decade| of_ten.iter().map(move |n| n * 10_f64.powi(decade)));
+        all.filter(|mark| (from..=to).contains(mark)).collect()
+    };
+    let some = marks(&[1.0, 2.0, 5.0]);
+    Marked {
+        points: match some.len() {
+            0..=MAX_LABELS => some,
+            _ => marks(&[1.0]),
+        },
+        axis: (from..to).log_scale().into(),
+    }
+}
+
+/// The label in the middle of a category: what `name` says of its number.
+fn name_at<'a>(value: f64, name: impl Fn(usize) -> Option<&'a String>) -> String {
+    name(value as usize).cloned().unwrap_or_default()
 }
 
 /// A histogram of times in ns on a logarithmic axis in µs.
@@ -174,7 +215,7 @@ pub(crate) fn histogram_bars(buckets: &[Bucket], title: &str) -> Result<String, 
         .filter(|bucket| bucket.count > 0)
         .map(|b| (us(b.from), us(b.to.saturating_add(1)), b.count as f64))
         .collect();
-    let x = (first..last.max(first * 2.0) * 1.1).log_scale();
+    let x = logarithmic(first, last.max(first * 2.0) * 1.1);
     let axes = Axes::new(title, "service time (µs, logarithmic)", "faults");
     rectangles(&axes, x, most, &bars)
 }
@@ -223,4 +264,63 @@ where
         chart.draw_series(bars).map_err(PlotError::new)?;
         Ok(())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Width and height of what is filled with a series' colour.
+    fn filled(svg: &str) -> Vec<(i32, i32)> {
+        let number = |rect: &str, name: &str| {
+            let text = rect.split(&format!(" {name}=\"")).nth(1).unwrap();
+            text.split('"').next().unwrap().parse().unwrap()
+        };
+        let rects = svg.split("<rect ").skip(1);
+        rects
+            .filter(|rect| rect.contains("fill=\"#03"))
+            .map(|rect| (number(rect, "width"), number(rect, "height")))
+            .collect()
+    }
+
+    #[test]
+    fn times_have_labels_however_far_apart_they_are() {
+        for (from, to) in [(20_000, 70_000), (1, 90_000_000_000), (300, 301), (0, 0)] {
+            let count = 3;
+            let svg = histogram_bars(&[Bucket { from, to, count }], "").unwrap();
+            // Those below are in the middle of their mark, as is the axis's name.
+            let labels = svg.matches("text-anchor=\"middle\"").count();
+            assert!((3..14).contains(&labels), "{from} to {to}: {labels}");
+        }
+    }
+
+    #[test]
+    fn one_bar_or_many_have_room_and_their_names() {
+        for count in [1, 2, 15] {
+            let names: Vec<String> = (0..count).map(|at| format!("name {at}")).collect();
+            let lying = row_bars(&RowBars {
+                title: "",
+                x_label: "",
+                is_stacked: false,
+                rows: names
+                    .iter()
+                    .map(|n| (n.clone(), vec![Some(2.0), None]))
+                    .collect(),
+            });
+            let standing = bars(&Bars {
+                title: "",
+                x_label: "",
+                y_label: "",
+                bars: names.iter().map(|n| (n.clone(), vec![3])).collect(),
+            });
+            for svg in [lying.unwrap(), standing.unwrap()] {
+                let filled = filled(&svg);
+                assert_eq!(filled.len(), count);
+                assert!(filled.iter().all(|(w, h)| *w > 5 && *h > 5), "{filled:?}");
+                for name in &names {
+                    assert!(svg.contains(&format!("\n{name}\n")), "{name}");
+                }
+            }
+        }
+    }
 }

@@ -44,10 +44,16 @@ details{margin:.4rem 0}summary{cursor:pointer}
 table.claims :is(tbody,tr,th,td){display:block;width:auto!important;padding:.1rem 0}
 table.claims tbody{border-bottom:1px solid var(--grid);padding:.6rem 0}table.claims :is(th,td){border:0!important}
 table.claims td[data-of]::before{content:attr(data-of) ': ';color:var(--soft)}}
-@media print{body{max-width:none;padding:0;font-size:11pt}figure,tr{break-inside:avoid}h2{break-after:avoid}
-svg{min-width:0}.wide{overflow:visible}table.claims{min-width:0;font-size:9.5pt}nav{display:none}table.claims tbody{break-inside:avoid}
-summary{display:none}
-details::details-content{content-visibility:visible;block-size:auto}
+@media print{body{max-width:none;padding:0;font-size:9pt;line-height:1.35}main{orphans:1;widows:1}figure,tr{break-inside:avoid}
+h1{font-size:15pt}h2{font-size:9.5pt;margin:.3rem 0 .2rem;break-after:avoid}h2.part{font-size:12pt;margin-top:.6rem;padding-top:.3rem}
+section{display:inline-block;width:49%;margin-right:.5%;vertical-align:top;break-inside:avoid}
+#claims,section:has(details[open]){display:block;width:auto;break-inside:auto}
+svg{min-width:0}svg text{font-size:20px}.wide{overflow:visible}nav,summary{display:none}
+figcaption,section>p.soft,.legend{font-size:7pt}.legend i{print-color-adjust:exact}
+th,td{padding:.1rem .5rem .1rem 0}details table{font-size:6.5pt;line-height:1.25}
+details th,details td{padding:.05rem .3rem .05rem 0}
+table.claims{min-width:0;font-size:8.5pt}table.claims tbody{break-inside:avoid}
+details:not([open],.short),h2.part~section details:not([open]){display:none}details::details-content{content-visibility:visible;block-size:auto}
 :root{--paper:#fff;--ink:#000;--soft:#333;--grid:#ccc;--box:#fff;--warn:#fff;--s0:#1f6fb2;--s1:#d9782d;
 --s2:#3a9a68;--s3:#8c62b5;--s4:#a98a12;--s5:#c2487e}}
 ";
@@ -78,13 +84,18 @@ pub(crate) fn add_figure(page: &mut String, figure: &Figure, command: &str) {
     let _ = write!(
         page,
         "{}<figcaption>{}</figcaption></figure>\n\
-         <details><summary>Numbers</summary><div class=\"wide\" tabindex=\"0\">{}</div></details>\n\
+         <details{}><summary>Numbers</summary><div class=\"wide\" tabindex=\"0\">{}</div></details>\n\
          <p class=\"soft\">Made by <code>{}</code>",
         match figure.svg.as_str() {
             "" => String::new(),
             svg => format!("<div class=\"wide\" tabindex=\"0\">{svg}</div>"),
         },
         escape(&figure.caption),
+        if figure.table.is_short() {
+            " class=\"short\""
+        } else {
+            ""
+        },
         figure.table.to_html(),
         escape(command)
     );

@@ -4,6 +4,10 @@ use std::fmt::Write;
 
 use super::escape;
 
+/// Rows and columns of a table that is printed even if it is not open: it has room beside another
+/// figure.
+const SHORT: (usize, usize) = (12, 7);
+
 /// The numbers behind a figure.
 pub(crate) struct Table {
     columns: Vec<String>,
@@ -24,6 +28,11 @@ impl Table {
     /// Adds a row: its name and its numbers.
     pub(crate) fn row(&mut self, cells: Vec<String>) {
         self.rows.push(cells);
+    }
+
+    /// Whether it has room on paper in any case.
+    pub(crate) fn is_short(&self) -> bool {
+        self.rows.len() <= SHORT.0 && self.columns.len() <= SHORT.1
     }
 
     pub(crate) fn to_html(&self) -> String {

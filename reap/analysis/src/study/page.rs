@@ -38,18 +38,21 @@ pub(super) fn page(
             ),
         );
     }
-    for function in functions {
-        let dropped: u64 = function.invocations.iter().map(|i| i.dropped).sum();
-        if dropped > 0 {
-            add_warning(
-                &mut body,
-                &format!(
-                    "{}: {} touches found the buffer full and are missing in its traces.",
-                    function.name(),
-                    grouped(dropped)
-                ),
-            );
-        }
+    let dropped: Vec<String> = functions
+        .iter()
+        .filter_map(|function| {
+            let dropped: u64 = function.invocations.iter().map(|i| i.dropped).sum();
+            (dropped > 0).then(|| format!("{} of {}", grouped(dropped), function.name()))
+        })
+        .collect();
+    if !dropped.is_empty() {
+        add_warning(
+            &mut body,
+            &format!(
+                "Touches that found the buffer full and are missing in the traces: {}.",
+                dropped.join(", ")
+            ),
+        );
     }
     add_facts(&mut body, &facts(study, functions));
     contents(&mut body, functions, &overview);
