@@ -155,14 +155,22 @@ fn pages_are_entered_ahead_where_kvm_can_and_where_it_cannot_that_is_an_error() 
         for method in ["streamed", "overlapped", "direct"] {
             let ended = prefetch(&dir, &["--install", method, "--pre-fault"], 42);
             if can {
-                assert_eq!(ended.json()["response"], expected[1], "{method}");
+                let report = ended.json();
+                assert_eq!(report["response"], expected[1], "{method}");
+                let entered = report["pre_fault_ms"]["pages"].as_u64().unwrap();
+                let first = report["install_ms"]["lead_pages"].as_u64().unwrap();
+                assert!(entered > 0 && entered >= first, "{method}: {report}");
             } else {
                 ended.failure(&["KVM_PRE_FAULT_MEMORY", "leave out --pre-fault"]);
             }
         }
+        // What KVM has entered by itself says nothing of what the guest touches.
+        prefetch(&dir, &["--pre-fault", "--measure-unused"], 42)
+            .failure(&["--pre-fault", "--measure-unused"]);
         // Whoever does not ask for it gets the same everywhere.
-        let ended = prefetch(&dir, &[], 42);
-        assert_eq!(ended.json()["response"], expected[1]);
+        let report = prefetch(&dir, &[], 42).json();
+        assert_eq!(report["response"], expected[1]);
+        assert_eq!(report["pre_fault_ms"], Value::Null, "{report}");
     });
 }
 

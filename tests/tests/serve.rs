@@ -7,6 +7,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use reapvm::machine::can_pre_fault;
 use reapvm_reap::MemoryRestoreMode;
 use reapvm_tests::launcher;
 use reapvm_tests::scratch;
@@ -483,6 +484,36 @@ fn a_recording_is_what_the_next_prefetch_reads() {
         let answer = server.ask(&invoke("f", 2));
         let faults = &answer["result"]["report"]["faults"];
         assert_eq!(faults["prefetched_pages"], pages, "{answer}");
+    });
+}
+
+#[test]
+fn a_server_enters_pages_ahead_where_kvm_can_and_does_not_start_where_it_cannot() {
+    guarded(|| {
+        let scratch = scratch::dir();
+        let dir = scratch.path().join("f");
+        let expected = snapshots::create("helloworld", &dir, &[3, 4]);
+        let socket = scratch.path().join("socket");
+        let arguments = ["--pre-fault", dir.to_str().unwrap()];
+        if !can_pre_fault().unwrap() {
+            let mut command = launcher::command(["serve", "--socket"]);
+            command.arg(&socket).args(arguments);
+            launcher::finish(launcher::start(&mut command))
+                .failure(&["KVM_PRE_FAULT_MEMORY", "leave out --pre-fault"]);
+            assert_eq!(scratch::names_in(scratch.path()), ["f"]);
+            return;
+        }
+        let server = Server::start(&socket, arguments);
+        let mut record = invoke("f", 3);
+        record["mode"] = json!("record");
+        let recorded = server.ask(&record);
+        assert_eq!(recorded["result"]["report"]["response"], expected[0]);
+        // Nothing is installed, so that there is nothing to enter.
+        let entered = |answer: &Value| answer["result"]["report"]["pre_fault_ms"]["pages"].as_u64();
+        assert_eq!(entered(&recorded), None, "{recorded}");
+        let answer = server.ask(&invoke("f", 4));
+        assert_eq!(answer["result"]["report"]["response"], expected[1]);
+        assert!(entered(&answer).is_some_and(|pages| pages > 0), "{answer}");
     });
 }
 

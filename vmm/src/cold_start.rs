@@ -18,7 +18,7 @@ use thiserror::Error;
 use crate::config::Overrides;
 use crate::invocation::{Connection, InvokeError};
 use crate::machine::{
-    BuildError, Machine, MachineError, PreparedMachine, RestoreOptions, config_of,
+    BuildError, Machine, MachineError, PreFaulted, PreparedMachine, RestoreOptions, config_of,
 };
 use crate::memory::MemoryHooks;
 use crate::observe::{self, Observation, ObserveError, TraceOptions, TraceReport};
@@ -182,6 +182,24 @@ impl From<InstallReport> for InstallMs {
     }
 }
 
+/// What KVM entered in the guest's page tables before its first instruction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PreFaultMs {
+    /// Pages.
+    pub pages: u64,
+    /// How long that took, in milliseconds. It is a part of the time until memory is ready.
+    pub total: f64,
+}
+
+impl From<PreFaulted> for PreFaultMs {
+    fn from(done: PreFaulted) -> Self {
+        Self {
+            pages: done.pages,
+            total: ms(done.took_ns),
+        }
+    }
+}
+
 /// The result of one cold start.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ColdStartReport {
@@ -197,6 +215,9 @@ pub struct ColdStartReport {
     pub marks_ms: MarksMs,
     /// The installation of the working set, in prefetch mode.
     pub install_ms: Option<InstallMs>,
+    /// What was entered in the guest's page tables ahead, in prefetch mode and if that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub pre_fault_ms: Option<PreFaultMs>,
     /// Page faults until the response.
     pub faults: Faults,
     /// Pages of the working set: installed (prefetch) or recorded (record).
@@ -404,6 +425,7 @@ fn invoke(
         total_ms: marks_ms.response,
         marks_ms,
         install_ms: install.map(InstallMs::from),
+        pre_fault_ms: machine.pre_faulted().map(PreFaultMs::from),
         faults,
         working_set_pages: prefetched_pages.or(set_result.recorded_pages),
         working_set_use: set_result.set_use,

@@ -50,6 +50,12 @@ pub enum BuildError {
          paging: leave out --pre-fault"
     )]
     NoPreFault,
+    /// What the guest touches cannot be measured of pages that KVM has entered by itself.
+    #[error(
+        "which pages of the working set are touched cannot be measured where KVM enters them \
+         ahead: leave out --pre-fault or --measure-unused"
+    )]
+    PreFaultHidesTouches,
     /// A KVM call failed.
     #[error("{call} failed")]
     Kvm {
@@ -98,6 +104,9 @@ pub enum BuildError {
     /// No eventfd.
     #[error("cannot create an eventfd")]
     EventFd(#[source] std::io::Error),
+    /// A vCPU's descriptor cannot be duplicated.
+    #[error("cannot duplicate a vCPU's descriptor")]
+    Descriptor(#[source] std::io::Error),
     /// The virtual machine's descriptor cannot get the number that it needs.
     #[error("cannot duplicate a descriptor")]
     MoveVm(#[source] std::io::Error),
@@ -353,6 +362,7 @@ impl Parts {
             memory,
             devices,
             restore_marks: RestoreMarks::default(),
+            pre_faulted: None,
             _event_loop: event_loop,
             vm: self.vm,
             _kvm: self.kvm,

@@ -39,7 +39,7 @@ pub use console::{Console, ConsoleWatch};
 pub use device_set::DeviceError;
 pub use event_loop::EventLoopError;
 pub use exits::ExitEvents;
-pub use pre_fault::can_pre_fault;
+pub use pre_fault::{PreFaulted, can_pre_fault};
 pub use prepared::{PrepareOptions, PreparedMachine};
 pub use save::SaveError;
 pub use update::UpdateError;
@@ -137,6 +137,7 @@ pub struct Machine {
     memory: MemoryManager,
     devices: DeviceSet,
     restore_marks: RestoreMarks,
+    pre_faulted: Option<PreFaulted>,
     // Only kept to be stopped: after the pager (see Drop), as a device may wait for a page.
     _event_loop: EventLoop,
     vm: Arc<VmFd>,
@@ -185,6 +186,12 @@ impl Machine {
     /// When the steps of the restore were done.
     pub fn restore_marks(&self) -> RestoreMarks {
         self.restore_marks
+    }
+
+    /// What KVM entered in the guest's page tables before its first instruction, if that was asked
+    /// for and the memory mode is prefetch: the others install nothing.
+    pub fn pre_faulted(&self) -> Option<PreFaulted> {
+        self.pre_faulted
     }
 
     fn require(&self, action: &'static str, wanted: Lifecycle) -> Result<(), MachineError> {

@@ -4,15 +4,17 @@
 //!
 //! Source: Linux, `Documentation/virt/kvm/api.rst`, 4.143.
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use kvm_bindings::{KVMIO, kvm_pre_fault_memory};
 use kvm_ioctls::{VcpuFd, VmFd};
+use reapvm_snapshot::PAGE_SIZE;
 use vmm_sys_util::errno;
 use vmm_sys_util::ioctl::ioctl_with_mut_ref;
 use vmm_sys_util::ioctl_iowr_nr;
 
 use super::build::{BuildError, open_kvm};
+use crate::clock;
 use crate::memory::MemoryManager;
 
 /// `linux/kvm.h`.
@@ -28,32 +30,62 @@ pub fn can_pre_fault() -> Result<bool, BuildError> {
     Ok(open_kvm()?.check_extension_raw(KVM_CAP_PRE_FAULT_MEMORY) > 0)
 }
 
-/// Enters all pages that are installed by now in the page tables of `vm`, whose vCPU `vcpu` is: that
-/// of any does for all. None of the others, which would be waited for.
-pub(super) fn pre_fault(
-    vm: &VmFd,
-    vcpu: &VcpuFd,
-    memory: &MemoryManager,
-) -> Result<(), BuildError> {
-    if vm.check_extension_raw(KVM_CAP_PRE_FAULT_MEMORY) <= 0 {
-        return Err(BuildError::NoPreFault);
+/// What was entered in a guest's page tables before its first instruction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PreFaulted {
+    /// Pages.
+    pub pages: u64,
+    /// How long that took, in nanoseconds.
+    pub took_ns: u64,
+}
+
+/// Enters pages in the page tables of a virtual machine.
+pub(super) struct PreFault {
+    /// A descriptor of its own of a vCPU, which a thread has by the time that pages are installed:
+    /// what is entered by one is there for all.
+    vcpu: OwnedFd,
+}
+
+impl PreFault {
+    /// By the first of the vCPUs of `vm`.
+    pub(super) fn new(vm: &VmFd, vcpus: &[VcpuFd]) -> Result<Self, BuildError> {
+        let vcpu = vcpus.first().ok_or(BuildError::NoPreFault)?;
+        if vm.check_extension_raw(KVM_CAP_PRE_FAULT_MEMORY) <= 0 {
+            return Err(BuildError::NoPreFault);
+        }
+        // SAFETY: the vCPU's descriptor is open for as long as `vcpu` is borrowed.
+        let fd = unsafe { BorrowedFd::borrow_raw(vcpu.as_raw_fd()) };
+        let vcpu = fd.try_clone_to_owned().map_err(BuildError::Descriptor)?;
+        Ok(Self { vcpu })
     }
-    for (gpa, size_bytes) in memory.installed_ranges() {
-        pre_fault_range(gpa, size_bytes, |request| {
-            // SAFETY: the vCPU's descriptor is open, and the call takes this structure, which it
-            // writes the rest of its work to.
-            match unsafe { ioctl_with_mut_ref(&vcpu.as_raw_fd(), KVM_PRE_FAULT_MEMORY(), request) }
-            {
-                0 => Ok(()),
-                _ => Err(errno::Error::last()),
-            }
+
+    /// Enters all pages that are installed by now, and none of the others, which would be waited
+    /// for.
+    pub(super) fn enter_installed(self, memory: &MemoryManager) -> Result<PreFaulted, BuildError> {
+        let begin_ns = clock::monotonic_ns();
+        let mut pages = 0;
+        for (gpa, size_bytes) in memory.installed_ranges() {
+            pre_fault_range(gpa, size_bytes, |request| {
+                // SAFETY: the vCPU's descriptor is open, and the call takes this structure, which
+                // it writes the rest of its work to.
+                let result =
+                    unsafe { ioctl_with_mut_ref(&self.vcpu, KVM_PRE_FAULT_MEMORY(), request) };
+                match result {
+                    0 => Ok(()),
+                    _ => Err(errno::Error::last()),
+                }
+            })
+            .map_err(|source| BuildError::Kvm {
+                call: "KVM_PRE_FAULT_MEMORY",
+                source,
+            })?;
+            pages += size_bytes / PAGE_SIZE as u64;
+        }
+        Ok(PreFaulted {
+            pages,
+            took_ns: clock::monotonic_ns().saturating_sub(begin_ns),
         })
-        .map_err(|source| BuildError::Kvm {
-            call: "KVM_PRE_FAULT_MEMORY",
-            source,
-        })?;
     }
-    Ok(())
 }
 
 /// Has `call` enter `size_bytes` from `gpa` on, however often it is interrupted: it moves what is

@@ -17,7 +17,7 @@ use super::build::{BuildError, PagerFailureHook, Parts, RestoreOptions, config_o
 use super::console::Console;
 use super::device_set::DeviceSet;
 use super::exits::ExitEvents;
-use super::pre_fault::pre_fault;
+use super::pre_fault::PreFault;
 use super::save::{INTERRUPTS_KIND, INTERRUPTS_VERSION, VCPU_KIND, VCPU_VERSION};
 use crate::clock;
 use crate::config::{Overrides, VmConfig};
@@ -183,6 +183,9 @@ pub(super) fn restore(
         hooks,
         on_pager_failure,
     } = options;
+    if install.pre_fault && observation.touches {
+        return Err(BuildError::PreFaultHidesTouches);
+    }
     let mut plan = Plan::new(snapshot, &overrides, track_dirty_pages, mode)?;
     if let Some(max_records) = trace_records {
         plan.memory.trace_faults(max_records);
@@ -200,7 +203,7 @@ pub(super) fn restore(
         on_pager_failure,
     )?;
     plan.build(Some(vm_fd_place), console)?
-        .finish(install.pre_fault)
+        .finish(mode, install)
 }
 
 /// Takes a descriptor number for the virtual machine, lower than that of the userfaultfd which is
@@ -288,11 +291,15 @@ impl PreparedMachine {
             install,
             on_pager_failure,
         )?;
-        self.finish(install.pre_fault)
+        self.finish(mode, install)
     }
 
     /// The registers, when memory is served or about to be.
-    fn finish(self, pre_faults: bool) -> Result<Machine, BuildError> {
+    fn finish(
+        self,
+        mode: MemoryRestoreMode,
+        install: InstallOptions,
+    ) -> Result<Machine, BuildError> {
         let Self {
             hardware:
                 Hardware {
@@ -319,14 +326,18 @@ impl PreparedMachine {
         }
         interrupts::restore(&parts.vm, &interrupt_state, age)?;
         devices.connect_interrupts(&parts.vm)?;
-        if pre_faults && let Some(vcpu) = vcpus.first() {
-            memory.wait_until_served()?;
-            pre_fault(&parts.vm, vcpu, &memory)?;
-        }
+        // Whatever the mode: who asks for what KVM cannot do is told.
+        let pre_fault = match install.pre_fault {
+            true => Some(PreFault::new(&parts.vm, &vcpus)?),
+            false => None,
+        };
         let mut machine = parts.assemble(config, memory, devices, vcpus)?;
         machine.restore_marks.state_loaded_ns = clock::monotonic_ns();
         machine.memory.wait_until_served()?;
         machine.memory.begin_measurement();
+        if let (MemoryRestoreMode::Prefetch, Some(pre_fault)) = (mode, pre_fault) {
+            machine.pre_faulted = Some(pre_fault.enter_installed(&machine.memory)?);
+        }
         if let Some(irq) = &machine.devices.generation_id_irq {
             // Before the guest runs: no instruction of this copy finds the old id.
             generation_id::write_new(machine.memory.guest_memory())?;

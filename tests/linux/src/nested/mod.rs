@@ -7,12 +7,14 @@
 
 pub mod client;
 pub mod console;
+pub mod denial;
 pub mod jobs;
 pub mod kernel_log;
 pub mod ping;
 pub mod reapvm;
 pub mod snapshot;
 pub mod tap;
+pub mod threads;
 pub mod vm;
 
 use std::error::Error;

@@ -33,8 +33,12 @@ pub struct Ended {
 
 /// Runs reapvm with `arguments` to its end.
 pub fn run<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Ended {
-    let mut child = command()
-        .args(arguments)
+    finish(command().args(arguments))
+}
+
+/// Runs `command`, a reapvm, to its end.
+pub fn finish(command: &mut Command) -> Ended {
+    let mut child = command
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use reapvm_guest_init::protocol::{PORT, Request};
 use serde_json::Value;
@@ -53,8 +54,16 @@ pub fn create(series: &str, more: &[&str], warm_up: &Request) -> PathBuf {
 /// # Panics
 /// If that fails, or another mode ran.
 pub fn invoke(snapshot: &Path, mode: &str, request: &Request) -> Value {
+    let report = reapvm::finish(&mut invocation(snapshot, mode, request)).json();
+    assert_eq!(report["mode"], mode, "{report}");
+    report
+}
+
+/// The command that [`invoke`] runs.
+pub fn invocation(snapshot: &Path, mode: &str, request: &Request) -> Command {
     let request = serde_json::to_string(request).unwrap();
-    let mut arguments: Vec<OsString> = vec!["invoke".into(), snapshot.into()];
+    let mut command = reapvm::command();
+    command.arg("invoke").arg(snapshot);
     let timeout = PATIENCE.as_secs().to_string();
     let texts = [
         "--memory",
@@ -65,8 +74,6 @@ pub fn invoke(snapshot: &Path, mode: &str, request: &Request) -> Value {
         "--timeout",
         &timeout,
     ];
-    arguments.extend(texts.map(Into::into));
-    let report = reapvm::run(arguments).json();
-    assert_eq!(report["mode"], mode, "{report}");
-    report
+    command.args(texts);
+    command
 }

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::client::Client;
 use super::console::Console;
-use super::{JOB_FOLDER, PATIENCE, SCRATCH_FOLDER, reapvm, say};
+use super::{JOB_FOLDER, PATIENCE, SCRATCH_FOLDER, reapvm, say, threads};
 
 /// Kernel parameters of every guest. Each byte on its console is an exit: hence `quiet`. QEMU 7.2
 /// does not intercept XSETBV, so that KVM goes on with the XCR0 of reset and reports a size of the
@@ -200,8 +200,11 @@ impl Vm {
         }
     }
 
-    /// Says what the guest's console and reapvm said, and panics.
+    /// Says what the guest's console and reapvm said and where its threads are, and panics.
     fn fail(&self, reason: &str) -> ! {
+        for line in threads::describe(self.child.id()) {
+            say(&format!("thread | {line}"));
+        }
         for (name, console) in [("console", &self.console), ("reapvm", &self.errors)] {
             for line in console.text().lines() {
                 say(&format!("{name} | {line}"));

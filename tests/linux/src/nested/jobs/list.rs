@@ -2,7 +2,7 @@
 
 use super::{
     Job, Needs, balloon, bench, big_memory, boot, clock, clones, damage, diff, disk, functions,
-    integration, job, modes, network, tracepoints,
+    integration, job, modes, network, pre_fault, tracepoints,
 };
 use crate::nested::vm::{Image, SMALL_KERNEL};
 
@@ -125,6 +125,11 @@ pub const JOBS: &[Job] = &[
         "tracepoints",
         "6.12: traces from the kernel's tracepoint, with nested paging",
         || tracepoints::run("6.12"),
+    ),
+    job(
+        "pre-fault",
+        "6.12 with 2 vCPUs: pages that KVM enters ahead are not faulted on, by invoke and serve",
+        || pre_fault::run("6.12"),
     ),
     job(
         "small-kernel",

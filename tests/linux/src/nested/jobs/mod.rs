@@ -14,6 +14,7 @@ mod integration;
 mod list;
 mod modes;
 mod network;
+mod pre_fault;
 mod tracepoints;
 
 use std::time::Duration;

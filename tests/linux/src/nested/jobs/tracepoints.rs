@@ -23,9 +23,22 @@ const USER_END: u64 = 0x0000_8000_0000_0000;
 const PAGES: u64 = 1024;
 const SEED: u64 = 3;
 
-/// Traces an invocation in `mode` and checks what holds of each record.
-fn record(folder: &Path, mode: &str, source: &str) -> Vec<TraceRecord> {
-    let path = trace(folder, mode, source);
+/// Makes the kernel's tracepoints usable.
+pub(super) fn mount() {
+    filesystems::mount_at("tracefs", TRACEFS, "tracefs", MountFlags::NOSUID).unwrap();
+}
+
+/// What is asked of the guest: it has to read pages that it has kept.
+pub(super) fn request() -> Request {
+    Request::MemoryDigest {
+        pages: PAGES,
+        seed: SEED,
+    }
+}
+
+/// Traces an invocation in `mode`, with `more` arguments, and checks what holds of each record.
+pub(super) fn record(folder: &Path, mode: &str, source: &str, more: &[&str]) -> Vec<TraceRecord> {
+    let path = trace(folder, mode, source, more);
     let id = Snapshot::open(folder).unwrap().id();
     let mut reader = TraceReader::open(&path, Some(&id)).unwrap();
     let summary = reader.summary().clone();
@@ -50,16 +63,12 @@ fn record(folder: &Path, mode: &str, source: &str) -> Vec<TraceRecord> {
     records
 }
 
-fn trace(folder: &Path, mode: &str, source: &str) -> PathBuf {
+fn trace(folder: &Path, mode: &str, source: &str, more: &[&str]) -> PathBuf {
     let path = scratch("trace");
     let mut arguments: Vec<OsString> = ["trace", "record"].map(Into::into).into();
     arguments.extend([folder.into(), "--out".into(), path.clone().into()]);
-    let request = Request::MemoryDigest {
-        pages: PAGES,
-        seed: SEED,
-    };
     let (request, timeout) = (
-        serde_json::to_string(&request).unwrap(),
+        serde_json::to_string(&request()).unwrap(),
         PATIENCE.as_secs().to_string(),
     );
     let texts = [
@@ -74,6 +83,7 @@ fn trace(folder: &Path, mode: &str, source: &str) -> PathBuf {
         "--json",
     ];
     arguments.extend(texts.map(Into::into));
+    arguments.extend(more.iter().map(Into::into));
     let report = reapvm::run(arguments).json();
     assert_eq!(report["mode"], mode, "{report}");
     // What is traced is right, too.
@@ -81,19 +91,15 @@ fn trace(folder: &Path, mode: &str, source: &str) -> PathBuf {
     path
 }
 
-fn pages(records: &[TraceRecord]) -> BTreeSet<u64> {
+pub(super) fn pages(records: &[TraceRecord]) -> BTreeSet<u64> {
     records.iter().map(|record| record.gpa).collect()
 }
 
 pub(super) fn run(series: &str) {
-    filesystems::mount_at("tracefs", TRACEFS, "tracefs", MountFlags::NOSUID).unwrap();
-    let request = Request::MemoryDigest {
-        pages: PAGES,
-        seed: SEED,
-    };
-    let snapshot = snapshot::create(series, &["--vcpus", "2"], &request);
+    mount();
+    let snapshot = snapshot::create(series, &["--vcpus", "2"], &request());
     for mode in ["copy", "file", "ondemand"] {
-        let records = record(&snapshot, mode, "tracepoints");
+        let records = record(&snapshot, mode, "tracepoints", &[]);
         let touched = pages(&records);
         let rips = || records.iter().filter_map(|record| record.rip);
         let in_kernel = rips().filter(|rip| *rip >= KERNEL_START).count();
@@ -124,8 +130,8 @@ pub(super) fn run(series: &str) {
     }
     // The pager sees the same machine touch the same pages; what else runs in the guest differs.
     let (of_kernel, of_pager) = (
-        pages(&record(&snapshot, "ondemand", "tracepoints")),
-        pages(&record(&snapshot, "ondemand", "pager")),
+        pages(&record(&snapshot, "ondemand", "tracepoints", &[])),
+        pages(&record(&snapshot, "ondemand", "pager", &[])),
     );
     let both = of_kernel.intersection(&of_pager).count();
     say(&format!(

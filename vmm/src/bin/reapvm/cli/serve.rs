@@ -70,6 +70,10 @@ pub(crate) struct Serve {
     /// How prefetch installs the working set if a request does not say
     #[arg(long, value_name = "METHOD", default_value = "auto", value_parser = install_method)]
     pub(crate) install: InstallMethod,
+    /// Have KVM enter the pages that prefetch installs in the guest's page tables before its first
+    /// instruction (KVM_PRE_FAULT_MEMORY: Linux 6.11 and two-dimensional paging)
+    #[arg(long)]
+    pub(crate) pre_fault: bool,
     #[command(flatten)]
     pub(crate) working_set: WorkingSetPolicyOptions,
     /// Machines that are kept prepared for each snapshot

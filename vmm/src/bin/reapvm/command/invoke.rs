@@ -121,6 +121,12 @@ pub(crate) fn print(report: &ColdStartReport, json: bool) -> Result<(), Box<dyn 
             println!("  the rest of the working set was served on demand: {reason}");
         }
     }
+    if let Some(entered) = &report.pre_fault_ms {
+        println!(
+            "  entered in the guest's page tables ahead: {} pages in {:.2} ms",
+            entered.pages, entered.total
+        );
+    }
     let faults = &report.faults;
     println!(
         "  faults: {} by the pager ({} missed by the working set, {} before it was there), kernel {} \

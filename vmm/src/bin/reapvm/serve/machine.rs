@@ -28,6 +28,7 @@ pub(super) struct Job {
     pub(super) invocation: Invocation,
     pub(super) mode: MemoryRestoreMode,
     pub(super) install: InstallMethod,
+    pub(super) pre_fault: bool,
     pub(super) set: WorkingSetOptions,
     pub(super) timeout: Duration,
     pub(super) received_ns: u64,
@@ -57,6 +58,7 @@ impl Job {
         Order {
             mode: self.mode,
             install: self.install,
+            pre_fault: self.pre_fault,
             set: self.set,
             input: self.invocation.input.clone(),
             timeout_s: self.invocation.timeout_s,

@@ -27,6 +27,7 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use reapvm::cold_start::WorkingSetPolicy;
+use reapvm::machine::{BuildError, can_pre_fault};
 use reapvm_reap::MemoryRestoreMode;
 
 pub(crate) use request::{Connection, invocation_request, run as request};
@@ -48,6 +49,10 @@ pub(crate) fn run(arguments: Serve) -> CommandResult {
              --memory"
         )
         .into());
+    }
+    // Each start would fail of it: better said before one is asked for.
+    if arguments.pre_fault && !can_pre_fault()? {
+        return Err(BuildError::NoPreFault.into());
     }
     let mut templates = BTreeMap::new();
     for argument in &arguments.snapshots {

@@ -389,6 +389,7 @@ impl Server {
             id: id.clone(),
             mode: invocation.mode.unwrap_or(self.options.memory),
             install: invocation.install.unwrap_or(self.options.install),
+            pre_fault: self.options.pre_fault,
             set,
             invocation,
             timeout,

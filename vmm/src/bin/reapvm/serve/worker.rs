@@ -29,6 +29,7 @@ use crate::output;
 pub(super) struct Order {
     pub(super) mode: MemoryRestoreMode,
     pub(super) install: InstallMethod,
+    pub(super) pre_fault: bool,
     pub(super) set: WorkingSetOptions,
     pub(super) input: Value,
     pub(super) timeout_s: f64,
@@ -106,7 +107,10 @@ fn work(
         dir: &arguments.dir,
         mode: order.mode,
         set: order.set,
-        install: InstallOptions::new(order.install),
+        install: InstallOptions {
+            pre_fault: order.pre_fault,
+            ..InstallOptions::new(order.install)
+        },
         overrides: &Overrides::default(),
         input: &order.input,
         timeout: Duration::try_from_secs_f64(order.timeout_s)?,
