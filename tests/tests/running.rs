@@ -130,8 +130,10 @@ fn a_signal_that_comes_before_the_machine_runs_counts() {
             "-o",
             saved.to_str().unwrap(),
         ];
+        let socket = scratch.path().join("v.sock");
+        let invoke = ["invoke", dir, "--vsock-uds", socket.to_str().unwrap()];
         for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
-            for arguments in [&run[..], &restore, &save, &create] {
+            for arguments in [&run[..], &restore, &save, &create, &invoke] {
                 let mut command = launcher::command(arguments);
                 // SAFETY: the functions that are called between fork and exec are
                 // async-signal-safe, and the set is initialised before it is used.
@@ -181,6 +183,43 @@ fn a_signal_while_a_guest_is_waited_for_leaves_nothing() {
         let ended = launcher::finish(child);
         assert_eq!(ended.code, Some(128 + libc::SIGINT), "{ended:?}");
         assert_eq!(scratch::names_in(scratch.path()), ["disk", "kernel"]);
+    });
+}
+
+#[test]
+fn a_signal_ends_an_invocation_and_removes_its_socket() {
+    guarded(|| {
+        let scratch = scratch::dir();
+        let path = |name: &str| scratch.path().join(name);
+        fs::write(path("disk"), [b'x'; 512]).unwrap();
+        disk_guest::image().write(&path("kernel"));
+        let ready = char::from(disk_guest::READY).to_string();
+        let mut create = launcher::command(["snapshot", "create", "--wait-for", &ready]);
+        create.arg("--kernel").arg(path("kernel"));
+        create
+            .arg("--drive")
+            .arg(format!("path={}", path("disk").display()));
+        create.args(["--vsock-cid", "3", "-o"]).arg(path("snap"));
+        launcher::finish(launcher::start(&mut create)).success();
+        for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+            // A guest without a driver for the device never takes the connection.
+            let mut invoke = launcher::command(["invoke", "--timeout", "300", "--vsock-uds"]);
+            let child = launcher::start(invoke.arg(path("v.sock")).arg(path("snap")));
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while !path("v.sock").exists() {
+                assert!(Instant::now() < deadline, "the machine is not made");
+                thread::sleep(Duration::from_millis(5));
+            }
+            // SAFETY: the child has not been waited for, so that the id is still its own.
+            assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
+            let ended = launcher::finish(child);
+            assert_eq!(ended.code, Some(128 + signal), "{ended:?}");
+            assert!(ended.stderr.is_empty(), "{ended:?}");
+            assert_eq!(
+                scratch::names_in(scratch.path()),
+                ["disk", "kernel", "snap"]
+            );
+        }
     });
 }
 

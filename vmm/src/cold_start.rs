@@ -290,6 +290,21 @@ pub fn run_with(
     process_start_ns: u64,
     hooks: MemoryHooks,
 ) -> Result<Invoked, ColdStartError> {
+    run_watched(start, process_start_ns, hooks, |_| {})
+}
+
+/// As [`run_with`]; `on_restored` is called with the paused machine, right before it runs. What it
+/// takes from there can end the guest from another thread ([`Machine::exits`]): the call then fails,
+/// and what the machine has made on the host, such as its sockets, is removed.
+///
+/// # Errors
+/// See [`run_with`].
+pub fn run_watched(
+    start: &ColdStart<'_>,
+    process_start_ns: u64,
+    hooks: MemoryHooks,
+    on_restored: impl FnOnce(&Machine),
+) -> Result<Invoked, ColdStartError> {
     let faults_before = kernel_faults();
     let snapshot = Arc::new(Snapshot::open(start.dir)?);
     let set_run = SetRun::plan(&snapshot, start.mode, start.set)?;
@@ -306,6 +321,7 @@ pub fn run_with(
         ..RestoreOptions::new(set_run.mode)
     };
     let machine = Machine::restore(&snapshot, options)?;
+    on_restored(&machine);
     invoke(machine, &set_run, start, process_start_ns, faults_before)
 }
 

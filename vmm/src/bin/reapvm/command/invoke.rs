@@ -2,15 +2,19 @@
 
 use std::error::Error;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use reapvm::cold_start::{self, ColdStart, ColdStartReport, MeasuredUse, WorkingSetPolicy};
+use reapvm::memory::MemoryHooks;
 use reapvm::observe::TraceReport;
+use reapvm::vcpu::GuestExit;
 use reapvm_reap::{MemoryRestoreMode, RecordReason, page_cache};
 
 use super::CommandResult;
 use crate::bench::worker;
 use crate::bus_error;
 use crate::cli::Invoke;
+use crate::terminal::watch_termination;
 
 pub(super) fn run(arguments: &Invoke, process_start_ns: u64) -> CommandResult {
     let overrides = arguments.overrides.overrides()?;
@@ -57,11 +61,39 @@ pub(super) fn run(arguments: &Invoke, process_start_ns: u64) -> CommandResult {
         }
         return Ok(ExitCode::SUCCESS);
     }
+    // A signal may end a start at once, unless that would leave a socket behind. Before any thread is
+    // started: they all inherit the blocked signals.
+    let termination = match &overrides.vsock_uds_path {
+        Some(_) => Some(watch_termination()?),
+        None => None,
+    };
     bus_error::explain_for(start.mode)?;
-    let invoked = cold_start::run(&start, process_start_ns)?;
-    // Before the machine is taken apart.
-    print(&invoked.report, arguments.json)?;
-    Ok(ExitCode::SUCCESS)
+    let mut watched = Ok(());
+    let result = cold_start::run_watched(
+        &start,
+        process_start_ns,
+        MemoryHooks::default(),
+        |machine| {
+            if let Some(termination) = &termination {
+                let exits = Arc::clone(machine.exits());
+                watched = termination.on_signal(move |_| exits.end(GuestExit::Stopped));
+            }
+        },
+    );
+    watched?;
+    match (
+        result,
+        termination.and_then(|termination| termination.signal()),
+    ) {
+        (Ok(invoked), _) => {
+            // Before the machine is taken apart.
+            print(&invoked.report, arguments.json)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        // As a shell reports a program that a signal has ended.
+        (Err(_), Some(signal)) => Ok(ExitCode::from(128 + signal)),
+        (Err(error), None) => Err(error.into()),
+    }
 }
 
 /// What is in a trace, as people read it.
