@@ -2,28 +2,19 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use serde_json::Value;
 
-use crate::nested::vm::{Image, kernel, scratch};
-use crate::nested::{JOB_FOLDER, ROOTFS_DEVICE, reapvm, say};
-
-const SERIES: &str = "6.12";
+use super::functions;
+use crate::nested::vm::scratch;
+use crate::nested::{reapvm, say};
 
 pub(super) fn run(function: &str) {
-    // A folder as `make linux-images` makes it, as far as it is needed.
-    let images = scratch("images");
-    fs::create_dir(&images).unwrap();
-    symlink(ROOTFS_DEVICE, images.join("rootfs.ext4")).unwrap();
     let results = scratch("results.json");
-    let initrd = Path::new(JOB_FOLDER).join(SERIES).join("initrd-root");
-    let mut arguments: Vec<OsString> = ["bench", "--image", "linux"].map(Into::into).into();
+    let mut arguments: Vec<OsString> = vec!["bench".into()];
+    arguments.extend(functions::image());
     for (option, value) in [
-        ("--image-dir", images.as_path()),
-        ("--kernel", &kernel(SERIES, Image::Vmlinux)),
-        ("--initrd", &initrd),
         ("--functions", Path::new(function)),
         ("--runs", Path::new("2")),
         ("--dir", &scratch("bench")),

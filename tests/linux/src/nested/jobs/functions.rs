@@ -5,6 +5,8 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use reapvm_reap::trace;
@@ -37,6 +39,24 @@ fn machine(function: &str) -> Vec<OsString> {
         ("--cmdline", cmdline.as_str()),
         ("--drive", &drive),
         ("--mem", "512M"),
+    ] {
+        options.extend([option.into(), value.into()]);
+    }
+    options
+}
+
+/// The options of `reapvm bench` and `reapvm study` for these functions.
+pub(super) fn image() -> Vec<OsString> {
+    // A folder as `make linux-images` makes it, as far as it is needed.
+    let images = scratch("images");
+    fs::create_dir(&images).unwrap();
+    symlink(ROOTFS_DEVICE, images.join("rootfs.ext4")).unwrap();
+    let initrd = Path::new(JOB_FOLDER).join(SERIES).join("initrd-root");
+    let mut options: Vec<OsString> = ["--image", "linux"].map(Into::into).into();
+    for (option, value) in [
+        ("--image-dir", images),
+        ("--kernel", kernel(SERIES, Image::Vmlinux)),
+        ("--initrd", initrd),
     ] {
         options.extend([option.into(), value.into()]);
     }

@@ -2,7 +2,7 @@
 
 use super::{
     Job, Needs, balloon, bench, big_memory, boot, clock, clones, damage, diff, disk, functions,
-    integration, job, modes, network, pre_fault, tracepoints,
+    integration, job, modes, network, pre_fault, study, tracepoints,
 };
 use crate::nested::vm::{Image, SMALL_KERNEL};
 
@@ -167,6 +167,13 @@ pub const JOBS: &[Job] = &[
         "bench",
         "reapvm bench with a function in Python, from boot to table",
         || bench::run("helloworld"),
+    )
+    .needing(Needs::Rootfs)
+    .by_hand(),
+    job(
+        "study",
+        "reapvm study of a function in Python, from boot to report",
+        || study::run("helloworld"),
     )
     .needing(Needs::Rootfs)
     .by_hand(),

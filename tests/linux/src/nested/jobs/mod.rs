@@ -15,6 +15,7 @@ mod list;
 mod modes;
 mod network;
 mod pre_fault;
+mod study;
 mod tracepoints;
 
 use std::time::Duration;
