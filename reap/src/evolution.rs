@@ -116,11 +116,12 @@ struct Evolved {
     left_pages: u64,
 }
 
-/// Adds a recording to the set `before`.
+/// Adds a recording to the set `before`. What it did not
+/// touch comes after what it did, and nothing is said of when that is needed.
 fn add_recording(
     before: &TouchCounts,
     untouched: &Untouched,
-    touched_gpas: &[u64],
+    recording: &TouchCounts,
     leave_after: u16,
 ) -> Evolved {
     // A set counts no more recordings than that. Halved, the counts still say what share of the
@@ -132,7 +133,6 @@ fn add_recording(
         .iter()
         .map(|page| (page.gpa, scale(page.recordings)))
         .collect();
-    let recording = TouchCounts::of_recording(touched_gpas);
     let touched: HashSet<u64> = recording.pages().iter().map(|page| page.gpa).collect();
     let mut evolved = Evolved {
         touches: TouchCounts::from_checked(1, Vec::new()),
@@ -151,6 +151,7 @@ fn add_recording(
             PageTouches {
                 gpa: page.gpa,
                 recordings: earlier.unwrap_or(0) + 1,
+                own_ns: page.own_ns,
             }
         })
         .collect();
@@ -168,6 +169,7 @@ fn add_recording(
         pages.push(PageTouches {
             gpa: page.gpa,
             recordings: scale(page.recordings),
+            own_ns: None,
         });
     }
     evolved.touches = TouchCounts::from_checked(scale(before.recordings()) + 1, pages);

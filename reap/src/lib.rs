@@ -42,6 +42,7 @@
 mod error_chain;
 mod evolution;
 mod extents;
+mod fault_cost;
 mod hooks;
 mod install;
 mod mode;
@@ -61,6 +62,7 @@ mod source;
 mod stats;
 pub mod study;
 mod touch_counts;
+mod touch_curve;
 mod touch_probe;
 pub mod trace;
 mod tracer;
@@ -76,12 +78,13 @@ pub use evolution::{
     WorkingSetState, WorkingSetStateError,
 };
 pub use extents::{Extent, merge_first_touch};
+pub use fault_cost::{FaultCostError, measure_fault_ns};
 pub use hooks::{
     FaultAround, FaultInfo, FaultListener, FaultPlan, FaultPolicy, FaultSender, ListenError,
     PagerHooks, fault_channel,
 };
 pub use install::{
-    Install, InstallError, InstallMethod, InstallOptions, InstallReport, InstallTrial,
+    Install, InstallError, InstallMethod, InstallOptions, InstallReport, InstallTrial, LeadRule,
     ParseInstallMethodError, ReadPath, TrialError,
 };
 pub use mode::{MemoryRestoreMode, ParseMemoryRestoreModeError};
@@ -89,7 +92,7 @@ pub use page_states::{PageState, PageStates};
 pub use pager::{DEFAULT_SPIN, Pager, PagerConfig, PagerError};
 pub use phase::{Phase, PhaseCell};
 
-pub use recorder::Recording;
+pub use recorder::{FirstTouch, Recording};
 pub use region::{MemoryRegion, RegionError};
 pub use serve::ServeError;
 pub use set_layout::{Bar, BlockDensity, SetLayout, TouchedBy};
@@ -98,6 +101,7 @@ pub use source::{
 };
 pub use stats::PagerStats;
 pub use touch_counts::{Difference, MergeRule, PageTouches, TooManyRecordings, TouchCounts};
+pub use touch_curve::CurvePoint;
 pub use touch_probe::{TouchProbe, TouchProbeError, TouchedPages};
 pub use trace::{Access, Outcome, TraceError, TraceRecord};
 pub use tracer::{DEFAULT_TRACE_RECORDS, FaultTrace};

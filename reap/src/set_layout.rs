@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::PAGE_SIZE_BYTES;
 use crate::extents::Extent;
+use crate::touch_curve::CurvePoint;
 use crate::working_set::WorkingSet;
 
 /// Pages of a 2 MiB block.
@@ -75,6 +76,10 @@ pub struct SetLayout {
     pub blocks_2mib: BlockDensity,
     /// Pages by how many recordings touched them, most first.
     pub touched_by: Vec<TouchedBy>,
+    /// When the guest needs the pages that are in the file: the points of a line, none if that is
+    /// not known.
+    #[serde(default)]
+    pub touch_curve: Vec<CurvePoint>,
 }
 
 impl SetLayout {
@@ -105,6 +110,7 @@ impl SetLayout {
                 .rev()
                 .map(|(recordings, pages)| TouchedBy { recordings, pages })
                 .collect(),
+            touch_curve: set.touch_curve().to_vec(),
         }
     }
 }

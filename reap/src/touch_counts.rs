@@ -4,6 +4,7 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::PAGE_SIZE_BYTES;
+use crate::recorder::FirstTouch;
 
 /// A page, and how many recordings touched it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,6 +13,9 @@ pub struct PageTouches {
     pub gpa: u64,
     /// How many of the recordings touched it, at least 1.
     pub recordings: u16,
+    /// How long the guest had run, in nanoseconds of its own time, when it needs the page or the
+    /// first of those after it; none if that is not known, or is between those of the pages around.
+    pub own_ns: Option<u64>,
 }
 
 /// Together, the sets stand for more recordings than a working set can count.
@@ -69,17 +73,31 @@ pub struct TouchCounts {
 
 impl TouchCounts {
     /// The pages of one recording, in the order of their first touch. An address inside a page
-    /// stands for that page, and a page that is named twice counts where it was named first.
+    /// stands for that page, and a page that is named twice counts where it was named first. When
+    /// they were touched is not known.
     #[must_use]
     pub fn of_recording(first_touch_gpas: &[u64]) -> Self {
-        let mut seen = HashSet::with_capacity(first_touch_gpas.len());
+        Self::of_one(first_touch_gpas.iter().map(|gpa| (*gpa, None)))
+    }
+
+    /// As [`of_recording`](Self::of_recording), with the time of each touch.
+    #[must_use]
+    pub fn of_first_touches(touches: &[FirstTouch]) -> Self {
+        Self::of_one(touches.iter().map(|touch| (touch.gpa, Some(touch.own_ns))))
+    }
+
+    fn of_one(touches: impl ExactSizeIterator<Item = (u64, Option<u64>)>) -> Self {
+        let mut seen = HashSet::with_capacity(touches.len());
         Self {
             recordings: 1,
-            pages: first_touch_gpas
-                .iter()
-                .map(|gpa| gpa - gpa % PAGE_SIZE_BYTES)
-                .filter(|gpa| seen.insert(*gpa))
-                .map(|gpa| PageTouches { gpa, recordings: 1 })
+            pages: touches
+                .map(|(gpa, own_ns)| (gpa - gpa % PAGE_SIZE_BYTES, own_ns))
+                .filter(|(gpa, _)| seen.insert(*gpa))
+                .map(|(gpa, own_ns)| PageTouches {
+                    gpa,
+                    recordings: 1,
+                    own_ns,
+                })
                 .collect(),
         }
     }
@@ -107,35 +125,53 @@ impl TouchCounts {
     }
 
     /// Makes one set of several recordings of the same snapshot, at least one. The counts of a
-    /// page add up. Pages stand in the order of the first set, then of the second, and so on.
+    /// page add up. Pages stand in the order of the first set, then of the second, and so on. When
+    /// they are needed is what the first set says: of pages that it has not, which come after its
+    /// own, nothing is known.
     ///
     /// # Errors
     /// When the recordings are more than can be counted.
     pub fn merge(sets: &[Self], rule: MergeRule) -> Result<Self, TooManyRecordings> {
         let recordings: u64 = sets.iter().map(|set| u64::from(set.recordings)).sum();
         let recordings = u16::try_from(recordings).map_err(|_| TooManyRecordings { recordings })?;
-        // (position of its first appearance, recordings, sets)
-        let mut merged: HashMap<u64, (usize, u16, usize)> = HashMap::new();
-        for page in sets.iter().flat_map(|set| &set.pages) {
-            let position = merged.len();
-            let (_, touches, holders) = merged.entry(page.gpa).or_insert((position, 0, 0));
-            // The sum of all recordings fits, so this does.
-            *touches += page.recordings;
-            *holders += 1;
+        struct Merged {
+            page: PageTouches,
+            /// Of its first appearance.
+            position: usize,
+            /// How many sets have it.
+            sets: usize,
         }
-        let mut pages: Vec<(usize, PageTouches)> = merged
-            .into_iter()
-            .filter(|(_, (_, touches, holders))| match rule {
+        let mut merged: HashMap<u64, Merged> = HashMap::new();
+        let numbered = sets.iter().enumerate();
+        for (set, page) in numbered.flat_map(|(n, set)| set.pages.iter().map(move |page| (n, page)))
+        {
+            let position = merged.len();
+            let own_ns = page.own_ns.filter(|_| set == 0);
+            merged
+                .entry(page.gpa)
+                .and_modify(|merged| {
+                    // The sum of all recordings fits, so this does.
+                    merged.page.recordings += page.recordings;
+                    merged.sets += 1;
+                })
+                .or_insert(Merged {
+                    page: PageTouches { own_ns, ..*page },
+                    position,
+                    sets: 1,
+                });
+        }
+        let mut pages: Vec<Merged> = merged
+            .into_values()
+            .filter(|merged| match rule {
                 MergeRule::Union => true,
-                MergeRule::Intersection => *holders == sets.len(),
-                MergeRule::AtLeast(least) => *touches >= least,
+                MergeRule::Intersection => merged.sets == sets.len(),
+                MergeRule::AtLeast(least) => merged.page.recordings >= least,
             })
-            .map(|(gpa, (position, recordings, _))| (position, PageTouches { gpa, recordings }))
             .collect();
-        pages.sort_unstable_by_key(|(position, _)| *position);
+        pages.sort_unstable_by_key(|merged| merged.position);
         Ok(Self {
             recordings,
-            pages: pages.into_iter().map(|(_, page)| page).collect(),
+            pages: pages.into_iter().map(|merged| merged.page).collect(),
         })
     }
 
@@ -217,6 +253,34 @@ mod tests {
         let merged = TouchCounts::merge(&[first, recording(&[1])], MergeRule::AtLeast(2)).unwrap();
         assert_eq!(merged.recordings(), 3);
         assert_eq!(pages_of(&merged), [(1, 2), (2, 2)]);
+    }
+
+    #[test]
+    fn a_merged_page_is_needed_when_the_first_set_says_so() {
+        let timed = |touches: &[(u64, u64)]| {
+            let touches: Vec<FirstTouch> = touches
+                .iter()
+                .map(|&(page, own_ns)| FirstTouch {
+                    gpa: page * PAGE_SIZE_BYTES,
+                    own_ns,
+                })
+                .collect();
+            TouchCounts::of_first_touches(&touches)
+        };
+        let times = |set: &TouchCounts| -> Vec<Option<u64>> {
+            set.pages().iter().map(|page| page.own_ns).collect()
+        };
+        let sets = [
+            timed(&[(5, 10), (1, 20), (3, 30)]),
+            timed(&[(1, 5), (9, 8), (3, 40)]),
+        ];
+        let union = TouchCounts::merge(&sets, MergeRule::Union).unwrap();
+        assert_eq!(times(&union), [Some(10), Some(20), Some(30), None]);
+        let both = TouchCounts::merge(&sets, MergeRule::Intersection).unwrap();
+        assert_eq!(times(&both), [Some(20), Some(30)]);
+        let sets = [recording(&[5, 1]), timed(&[(5, 10)])];
+        let union = TouchCounts::merge(&sets, MergeRule::Union).unwrap();
+        assert_eq!(times(&union), [None, None]);
     }
 
     #[test]

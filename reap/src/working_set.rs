@@ -1,13 +1,13 @@
 //! The working-set file: the pages that invocations touched, packed in the order in which they are
 //! installed, each with the number of recordings that touched it.
 //!
-//! # Format, version 3
-//! All numbers are little-endian. A header of 72 bytes:
+//! # Format, version 4
+//! All numbers are little-endian. A header of 80 bytes:
 //!
 //! | offset | bytes | what |
 //! |---|---|---|
 //! | 0 | 8 | `REAPVMWS` |
-//! | 8 | 4 | version, 3 |
+//! | 8 | 4 | version, 4 |
 //! | 12 | 4 | flags, zero |
 //! | 16 | 16 | id of the snapshot that the working set belongs to |
 //! | 32 | 8 | number of extents |
@@ -16,18 +16,28 @@
 //! | 56 | 4 | CRC32C of all bytes before the pages but these four |
 //! | 60 | 4 | of how many recordings it was made, 1 to 65535 |
 //! | 64 | 8 | how many of the pages are zero |
+//! | 72 | 4 | how many points the touch curve has, 0 to 64; 0: it is not known when the pages are needed |
+//! | 76 | 4 | zero |
 //!
-//! Then four tables: the extents, 16 bytes each (guest-physical address, number of pages), in the
+//! Then five tables: the extents, 16 bytes each (guest-physical address, number of pages), in the
 //! order of installation; the CRC32C of each page, 4 bytes each; of each page how many of the
-//! recordings touched it, 2 bytes each, at least 1 and at most the number in the header; and of each
-//! page whether it is zero, one bit each, lowest bit first, with zeroes up to the next byte. Zeroes
-//! up to the next multiple of 4096; then the pages that are not zero, in the order of the extents. A
-//! page that is zero is nowhere in the file: it is neither stored nor read. The file ends with the
-//! last page, so its length is a multiple of 4096 and all of it can be read with O_DIRECT at once.
+//! recordings touched it, 2 bytes each, at least 1 and at most the number in the header; of each
+//! page whether it is zero, one bit each, lowest bit first, with zeroes up to the next byte; and the
+//! touch curve, always 64 times 16 bytes, with zeroes after its last point. Zeroes up to the next
+//! multiple of 4096; then the pages that are not zero, in the order of the extents. A page that is
+//! zero is nowhere in the file: it is neither stored nor read. The file ends with the last page, so
+//! its length is a multiple of 4096 and all of it can be read with O_DIRECT at once.
+//!
+//! A point of the touch curve is the number of a page, from 0, among those that are not zero (8
+//! bytes), and how many nanoseconds of its own time the guest has run when it needs this page or the
+//! first of those after it (8 bytes). Between points the curve is a straight line, after the last it
+//! is level. The first point is at page 0; page numbers go up, times go up or stay, and none is more
+//! than a day.
 //!
 //! Version 1 had no third table and zero in place of the number of recordings; version 2 had no
-//! fourth, a header of 64 bytes, and the zero pages among the others. Both are refused by their
-//! number: a set is recorded again in the time of one invocation.
+//! fourth, a header of 64 bytes, and the zero pages among the others; version 3 had no fifth and a
+//! header of 72 bytes. All are refused by their number: a set is recorded again in the time of one
+//! invocation.
 
 mod contents;
 mod error;
@@ -47,6 +57,7 @@ use crate::extents::{Extent, check_extents, merge_first_touch};
 use crate::regular_file;
 use crate::source::{Page, PageSource, PageSourceError};
 use crate::touch_counts::{PageTouches, TouchCounts};
+use crate::touch_curve::{CurvePoint, TouchCurve};
 use crate::wire::{u16_at, u32_at, u64_at};
 use crate::working_set_reader::WorkingSetReader;
 
@@ -55,8 +66,8 @@ pub use error::WorkingSetError;
 pub(crate) use error::{Defect, read_error};
 pub(crate) use header::Header;
 use header::{
-    CRC_OFFSET, EXTENT_BYTES, HEADER_BYTES, MAGIC, PAGE_CRC_BYTES, PAGE_RECORDINGS_BYTES, VERSION,
-    data_offset, zero_bitmap_bytes,
+    CRC_OFFSET, CURVE_BYTES, CURVE_POINT_BYTES, EXTENT_BYTES, HEADER_BYTES, MAGIC, PAGE_CRC_BYTES,
+    PAGE_RECORDINGS_BYTES, VERSION, data_offset, zero_bitmap_bytes,
 };
 
 /// The checked description of a working set: which pages, in which order, in which file.
@@ -70,12 +81,14 @@ pub struct WorkingSet {
     recordings: u16,
     /// How many of them touched each page, in the order of the extents.
     page_recordings: Vec<u16>,
+    /// When the guest needs the pages with data, if that is known.
+    curve: Option<TouchCurve>,
     data_offset: u64,
 }
 
 impl WorkingSet {
     /// Writes the working set of the snapshot `id` to `path`, replacing an older one at once. It is
-    /// that of one recording.
+    /// that of one recording, and does not say when the pages are needed.
     ///
     /// `first_touch_gpas` are the guest-physical addresses of the recorded pages in the order of
     /// first touch. The contents come from `source`: they are the snapshot's, not those of the
@@ -105,15 +118,15 @@ impl WorkingSet {
     ) -> Result<Self, WorkingSetError> {
         let gpas: Vec<u64> = touches.pages().iter().map(|page| page.gpa).collect();
         let extents = merge_first_touch(&gpas);
-        let recordings_of: HashMap<u64, u16> = touches
+        let touches_of: HashMap<u64, PageTouches> = touches
             .pages()
             .iter()
-            .map(|page| (page.gpa, page.recordings))
+            .map(|page| (page.gpa, *page))
             .collect();
         let page_recordings: Vec<u16> = extents
             .iter()
             .flat_map(Extent::page_gpas)
-            .filter_map(|gpa| recordings_of.get(&gpa).copied())
+            .filter_map(|gpa| Some(touches_of.get(&gpa)?.recordings))
             .collect();
         let page_count = page_recordings.len() as u64;
         let mut set = Self {
@@ -123,11 +136,19 @@ impl WorkingSet {
             contents: Contents::default(),
             recordings: touches.recordings(),
             page_recordings,
+            curve: None,
         };
         // `replace_file` carries only an I/O error out of the closure.
         let mut source_error = None;
         let written = files::replace_file(path, |file| {
             set.write_pages(file, source, &mut source_error)?;
+            let own_ns: Vec<Option<u64>> = set
+                .data_extents()
+                .iter()
+                .flat_map(Extent::page_gpas)
+                .map(|gpa| touches_of.get(&gpa)?.own_ns)
+                .collect();
+            set.curve = TouchCurve::of_pages(&own_ns);
             file.write_all_at(&set.encode_tables(), 0)
         });
         match (written, source_error) {
@@ -279,19 +300,42 @@ impl WorkingSet {
         self.recordings
     }
 
-    /// Its pages, in the order of installation, with how many of the recordings touched each.
+    /// Its pages, in the order of installation, with how many of the recordings touched each, and
+    /// of those at which the touch curve has a point when the guest needs them.
     #[must_use]
     pub fn touch_counts(&self) -> TouchCounts {
+        let mut data_pages_before = 0;
         let pages = self
             .page_gpas()
             .zip(&self.page_recordings)
-            .map(|(gpa, &recordings)| PageTouches { gpa, recordings })
+            .zip(self.contents.is_zero())
+            .map(|((gpa, &recordings), is_zero)| {
+                let curve = self.curve.as_ref().filter(|_| !is_zero);
+                let own_ns = curve.and_then(|curve| curve.point_at(data_pages_before));
+                data_pages_before += u64::from(!is_zero);
+                PageTouches {
+                    gpa,
+                    recordings,
+                    own_ns,
+                }
+            })
             .collect();
         TouchCounts::from_checked(self.recordings, pages)
     }
 
+    /// When the guest needs the pages with data, in the order of installation: the points of a line,
+    /// none if that is not known.
+    #[must_use]
+    pub fn touch_curve(&self) -> &[CurvePoint] {
+        self.curve.as_ref().map_or(&[], TouchCurve::points)
+    }
+
+    pub(crate) fn curve(&self) -> Option<&TouchCurve> {
+        self.curve.as_ref()
+    }
+
     /// A number that tells this set from others of the same snapshot: it changes with the pages,
-    /// their order and their counts.
+    /// their order, their counts and when they are needed.
     #[must_use]
     pub fn fingerprint(&self) -> u32 {
         tables_crc32c(&self.encode_tables())
@@ -355,6 +399,8 @@ impl WorkingSet {
         bytes.extend_from_slice(&[0; 4]);
         bytes.extend_from_slice(&u32::from(self.recordings).to_le_bytes());
         bytes.extend_from_slice(&self.zero_page_count().to_le_bytes());
+        bytes.extend_from_slice(&(self.touch_curve().len() as u32).to_le_bytes());
+        bytes.extend_from_slice(&[0; 4]);
         for extent in &self.extents {
             bytes.extend_from_slice(&extent.gpa.to_le_bytes());
             bytes.extend_from_slice(&extent.pages.to_le_bytes());
@@ -372,6 +418,10 @@ impl WorkingSet {
             bytes.extend_from_slice(&recordings.to_le_bytes());
         }
         bytes.extend_from_slice(self.contents.zero_bitmap());
+        for point in self.touch_curve() {
+            bytes.extend_from_slice(&point.page.to_le_bytes());
+            bytes.extend_from_slice(&point.own_ns.to_le_bytes());
+        }
         bytes.resize(self.data_offset as usize, 0);
         let crc32c = tables_crc32c(&bytes);
         bytes[CRC_OFFSET..CRC_OFFSET + 4].copy_from_slice(&crc32c.to_le_bytes());
@@ -398,6 +448,7 @@ impl WorkingSet {
             table(header.page_count, PAGE_RECORDINGS_BYTES).ok_or(Defect::Truncated)?;
         let zero_bitmap =
             table(zero_bitmap_bytes(header.page_count), 1).ok_or(Defect::Truncated)?;
+        let curve = table(CURVE_BYTES, 1).ok_or(Defect::Truncated)?;
         let extents: Vec<Extent> = extents
             .chunks_exact(EXTENT_BYTES as usize)
             .map(|extent| {
@@ -438,15 +489,46 @@ impl WorkingSet {
                 "another number of its pages is zero than its header says".to_owned(),
             ));
         }
+        let data_pages = contents.data_crc32cs.len() as u64;
+        let curve = decode_curve(curve, u64::from(header.curve_points), data_pages)?;
         Ok(Self {
             snapshot_id: header.id,
             extents,
             contents,
             recordings: header.recordings,
             page_recordings,
+            curve,
             data_offset: header.data_offset,
         })
     }
+}
+
+/// The touch curve with `count` points, if it has any, of a set with `data_pages` pages with data.
+fn decode_curve(table: &[u8], count: u64, data_pages: u64) -> Result<Option<TouchCurve>, Defect> {
+    let (points, rest) = table
+        .split_at_checked((count * CURVE_POINT_BYTES) as usize)
+        .ok_or(Defect::Truncated)?;
+    if rest.iter().any(|byte| *byte != 0) {
+        return Err(Defect::Corrupt(
+            "its touch curve has more points than its header says".to_owned(),
+        ));
+    }
+    if count == 0 {
+        return Ok(None);
+    }
+    let points: Vec<CurvePoint> = points
+        .chunks_exact(CURVE_POINT_BYTES as usize)
+        .map(|point| {
+            Some(CurvePoint {
+                page: u64_at(point, 0)?,
+                own_ns: u64_at(point, 8)?,
+            })
+        })
+        .collect::<Option<_>>()
+        .ok_or(Defect::Truncated)?;
+    TouchCurve::from_points(points, data_pages)
+        .map(Some)
+        .map_err(|error| Defect::Corrupt(error.to_string()))
 }
 
 /// CRC32C of all bytes before the pages but the checksum's own. `bytes` has at least a header.

@@ -14,8 +14,8 @@ use reapvm_reap::trace::{
     Clock, ThreadKind, TraceHeader, TraceRegion, TraceSource, TraceSummary, TraceThread,
 };
 use reapvm_reap::{
-    Access, MemoryRestoreMode, Page, PageSource, PageSourceError, Phase, RecordReason, TraceRecord,
-    WorkingSet, WorkingSetState, trace,
+    Access, FirstTouch, MemoryRestoreMode, Page, PageSource, PageSourceError, Phase, RecordReason,
+    TouchCounts, TraceRecord, WorkingSet, WorkingSetState, trace,
 };
 use reapvm_snapshot::{SnapshotId, StateFile};
 use reapvm_tests::{fuzzed, scratch, snapshots};
@@ -211,10 +211,17 @@ fn main() {
     let diff = seed_of("memory_index").with_file_name("seed-diff");
     fs::write(diff, memory_index(&id, true)).unwrap();
     let pages = [0x5000, 0x6000, 0x1000, 0x10_0000];
-    let set = WorkingSet::write(
+    let touches: Vec<FirstTouch> = (1..)
+        .zip(pages)
+        .map(|(n, gpa)| FirstTouch {
+            gpa,
+            own_ns: n * n * 1000,
+        })
+        .collect();
+    let set = WorkingSet::write_counted(
         &seed_of("working_set"),
         &id,
-        &pages,
+        &TouchCounts::of_first_touches(&touches),
         &mut Numbered([0x5a; 4096]),
     )
     .unwrap();

@@ -142,11 +142,24 @@ fn what_a_set_holds_is_shown() {
         assert_eq!(count(&blocks["blocks"]), expected.len() as u64);
         assert_eq!(sum(&blocks["density_pct"], "pages"), pages);
         assert_eq!(sum(&shown["run_pages"], "pages"), pages);
+        // When a recording came to its pages, by the guest's clock.
+        let curve = shown["touch_curve"].as_array().unwrap();
+        assert!((2..=64).contains(&curve.len()), "{curve:?}");
+        for field in ["page", "own_ns"] {
+            assert!(curve.iter().is_sorted_by_key(|point| count(&point[field])));
+        }
+        let data_pages = pages - count(&shown["zero_pages"]);
+        let last = curve.last().unwrap();
+        assert!(count(&last["page"]) < data_pages);
+        // Each page takes the guest some time to touch, but for those before its first instruction.
+        assert!(count(&last["own_ns"]) > 100 * pages, "{last}");
         let text = launcher::run(["working-set", "show", name]).success();
         for needle in [
             &pages.to_string(),
             "covered of a block",
             "touched by recordings",
+            "of the guest's own time",
+            "needed after ms",
         ] {
             assert!(text.contains(needle), "{text}");
         }
@@ -186,9 +199,9 @@ fn sets_that_do_not_belong_together_are_refused() {
 
         // The version before this one, by its number, in every command that reads a set.
         let mut bytes = fs::read(&lone).unwrap();
-        bytes[8] = 2;
+        bytes[8] = 3;
         fs::write(dirs[0].join("working-set"), bytes).unwrap();
-        let version = ["version 2", "record again"];
+        let version = ["version 3", "record again"];
         launcher::run(["working-set", "show", first]).failure(&version);
         launcher::run(["invoke", first, "--memory", "prefetch"]).failure(&version);
         launcher::run(["invoke", first, "--working-set-policy", "evolve"]).failure(&version);

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reapvm_reap::{
-    EvolutionError, InstallMethod, InstallOptions, InstallReport, MemoryRestoreMode,
-    PageSourceError, Phase, ReadPath, TraceError, WorkingSet, WorkingSetError,
+    EvolutionError, FaultCostError, InstallMethod, InstallOptions, InstallReport, LeadRule,
+    MemoryRestoreMode, PageSourceError, Phase, ReadPath, Recording, TouchCounts, TraceError,
+    WorkingSet, WorkingSetError, measure_fault_ns,
 };
 use reapvm_snapshot::{OpenError, Snapshot};
 use serde::{Deserialize, Serialize};
@@ -82,6 +83,9 @@ pub enum ColdStartError {
     /// The working set cannot evolve.
     #[error(transparent)]
     Evolution(#[from] EvolutionError),
+    /// The guest's own time cannot be told from that of its faults.
+    #[error(transparent)]
+    FaultCost(#[from] FaultCostError),
     /// The trace cannot be written.
     #[error(transparent)]
     Trace(#[from] TraceError),
@@ -158,6 +162,9 @@ pub struct InstallMs {
     pub extents: u64,
     /// Pages in place when the guest was let go.
     pub lead_pages: u64,
+    /// What decided that.
+    #[serde(default)]
+    pub lead_rule: LeadRule,
     /// Why the rest was served on demand, if that was allowed and happened.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub fell_back: Option<String>,
@@ -177,6 +184,7 @@ impl From<InstallReport> for InstallMs {
             zero_pages: report.zero_pages,
             extents: report.extents,
             lead_pages: report.lead_pages,
+            lead_rule: report.lead_rule,
             fell_back: report.fell_back,
         }
     }
@@ -467,13 +475,20 @@ pub fn write_recording(
     let (Some(recording), Some(mut source)) = (memory.recording(), memory.page_source()) else {
         return Ok(0);
     };
-    let pages = recording.pages_until_idle();
+    let touches = touches_of(&recording)?;
     let id = snapshot.id();
-    let working_set = WorkingSet::write(&snapshot.working_set_path(), &id, &pages, &mut *source)?;
+    let path = snapshot.working_set_path();
+    let working_set = WorkingSet::write_counted(&path, &id, &touches, &mut *source)?;
     let input = input.to_string();
     let trace_path = snapshot.trace_path();
     observe::write_first_touches(machine, &id, &trace_path, &recording, Some(&input))?;
     Ok(working_set.page_count())
+}
+
+/// The pages that `recording` touched until the response, and when by the guest's own clock.
+fn touches_of(recording: &Recording) -> Result<TouchCounts, ColdStartError> {
+    let touches = recording.first_touches_until_idle(measure_fault_ns()?);
+    Ok(TouchCounts::of_first_touches(&touches))
 }
 
 /// The function that the snapshot in `dir` serves, if its guest is the built-in one.

@@ -162,15 +162,14 @@ impl EvolvingSet {
         Ok(due.map_or(Plan::Prefetch, Plan::Record))
     }
 
-    /// Adds a recording to the set: `touched_gpas` are the pages in the order of first touch. The
-    /// contents come from `source`.
+    /// Adds `recording`, which is one, to the set. The contents come from `source`.
     ///
     /// # Errors
     /// When the set or its state cannot be used, cannot be written, or another process keeps the
     /// lock. Each of the two files is then the old one or the new one.
     pub fn add_recording(
         &self,
-        touched_gpas: &[u64],
+        recording: &TouchCounts,
         source: &mut dyn PageSource,
     ) -> Result<Recorded, EvolutionError> {
         let _lock = self.lock()?;
@@ -180,7 +179,7 @@ impl EvolvingSet {
             .as_ref()
             .map_or_else(TouchCounts::none, WorkingSet::touch_counts);
         let leave_after = self.rules.leave_after;
-        let evolved = add_recording(&counts, &known.untouched, touched_gpas, leave_after);
+        let evolved = add_recording(&counts, &known.untouched, recording, leave_after);
         let recordings_in_a_row = known.recordings_in_a_row.saturating_add(1);
         let surplus = evolved.untouched.len() as u64;
         let set_pages = evolved.touches.pages().len() as u64;

@@ -36,6 +36,10 @@ fn gpas(pages: impl IntoIterator<Item = u64>) -> Vec<u64> {
         .collect()
 }
 
+fn recording(pages: impl IntoIterator<Item = u64>) -> TouchCounts {
+    TouchCounts::of_recording(&gpas(pages))
+}
+
 fn set_in(dir: &Path) -> EvolvingSet {
     EvolvingSet {
         dir: dir.to_owned(),
@@ -62,7 +66,7 @@ fn start(set: &EvolvingSet, touches: &BTreeSet<u64>) -> (Plan, u64) {
     let mut missed = 0;
     match plan {
         Plan::Record(_) => {
-            set.add_recording(&gpas(touches.iter().copied()), &mut source())
+            set.add_recording(&recording(touches.iter().copied()), &mut source())
                 .unwrap();
         }
         Plan::Prefetch => {
@@ -218,9 +222,9 @@ fn few_misses_change_nothing_and_write_nothing() {
 fn what_a_prefetch_of_a_replaced_set_found_is_not_told_of_the_new_one() {
     let dir = tempfile::tempdir().unwrap();
     let set = set_in(dir.path());
-    set.add_recording(&gpas(0..10), &mut source()).unwrap();
+    set.add_recording(&recording(0..10), &mut source()).unwrap();
     let installed = held(&set);
-    set.add_recording(&gpas(0..90), &mut source()).unwrap();
+    set.add_recording(&recording(0..90), &mut source()).unwrap();
     let found = set
         .add_prefetch(&installed, &gpas(10..90), None, &mut source())
         .unwrap();
@@ -232,9 +236,11 @@ fn what_a_prefetch_of_a_replaced_set_found_is_not_told_of_the_new_one() {
 fn pages_that_a_prefetch_missed_join_the_set_as_it_is_by_then() {
     let dir = tempfile::tempdir().unwrap();
     let set = set_in(dir.path());
-    set.add_recording(&gpas(0..100), &mut source()).unwrap();
+    set.add_recording(&recording(0..100), &mut source())
+        .unwrap();
     let installed = held(&set);
-    set.add_recording(&gpas(0..110), &mut source()).unwrap();
+    set.add_recording(&recording(0..110), &mut source())
+        .unwrap();
     let found = set
         .add_prefetch(&installed, &gpas(100..120), None, &mut source())
         .unwrap();
@@ -250,12 +256,12 @@ fn pages_that_a_prefetch_missed_join_the_set_as_it_is_by_then() {
 fn a_state_of_another_set_says_nothing_and_that_is_told() {
     let dir = tempfile::tempdir().unwrap();
     let set = set_in(dir.path());
-    set.add_recording(&gpas(0..10), &mut source()).unwrap();
+    set.add_recording(&recording(0..10), &mut source()).unwrap();
     add_prefetch(&set, &held(&set), 9, None);
     assert_eq!(set.plan().unwrap(), Plan::Record(RecordReason::Misses));
     WorkingSet::write(&set.set_path, &id(), &gpas(0..12), &mut source()).unwrap();
     assert_eq!(set.plan().unwrap(), Plan::Prefetch);
-    let recorded = set.add_recording(&gpas(0..12), &mut source()).unwrap();
+    let recorded = set.add_recording(&recording(0..12), &mut source()).unwrap();
     assert!(
         recorded
             .state_reset
@@ -269,7 +275,7 @@ fn a_state_of_another_set_says_nothing_and_that_is_told() {
 fn a_state_that_cannot_be_used_is_an_error_unless_it_may_be_reset() {
     let dir = tempfile::tempdir().unwrap();
     let set = set_in(dir.path());
-    set.add_recording(&gpas(0..10), &mut source()).unwrap();
+    set.add_recording(&recording(0..10), &mut source()).unwrap();
     let good = fs::read(&set.state_path).unwrap();
     let foreign = WorkingSetState::decode(&good, &id())
         .unwrap()
@@ -293,7 +299,8 @@ fn a_state_that_cannot_be_used_is_an_error_unless_it_may_be_reset() {
             set.plan().unwrap_err(),
             set.add_prefetch(&installed, &[], None, &mut source())
                 .unwrap_err(),
-            set.add_recording(&gpas(0..10), &mut source()).unwrap_err(),
+            set.add_recording(&recording(0..10), &mut source())
+                .unwrap_err(),
         ];
         for error in errors {
             let text = error.to_string();
@@ -337,7 +344,8 @@ fn a_set_that_cannot_be_used_is_an_error() {
     fs::write(&set.set_path, b"REAPVMWS").unwrap();
     for error in [
         set.plan().unwrap_err(),
-        set.add_recording(&[], &mut source()).unwrap_err(),
+        set.add_recording(&recording([]), &mut source())
+            .unwrap_err(),
     ] {
         assert!(
             matches!(
@@ -358,7 +366,7 @@ fn recordings_of_many_threads_are_all_counted() {
             let set = &set;
             scope.spawn(move || {
                 for _ in 0..4 {
-                    let touched = gpas((0..50).chain([100 + thread]));
+                    let touched = recording((0..50).chain([100 + thread]));
                     set.add_recording(&touched, &mut source()).unwrap();
                 }
             });
@@ -382,14 +390,16 @@ fn counts_are_halved_before_they_overflow() {
         PageTouches {
             gpa: 0,
             recordings: u16::MAX,
+            own_ns: Some(7),
         },
         PageTouches {
             gpa: 4096,
             recordings: 1,
+            own_ns: Some(9),
         },
     ];
     let before = TouchCounts::from_checked(u16::MAX, pages);
-    let evolved = add_recording(&before, &Untouched::new(), &[0], 3);
+    let evolved = add_recording(&before, &Untouched::new(), &recording([0]), 3);
     assert_eq!(evolved.touches.recordings(), 32768);
     let counts: Vec<u16> = evolved
         .touches
@@ -463,12 +473,16 @@ proptest! {
             5,
             before
                 .iter()
-                .map(|(&page, &(recordings, _))| PageTouches { gpa: page * 4096, recordings })
+                .map(|(&page, &(recordings, _))| PageTouches {
+                    gpa: page * 4096,
+                    recordings,
+                    own_ns: None,
+                })
                 .collect(),
         );
         let untouched: Untouched =
             before.iter().map(|(&page, &(_, rows))| (page * 4096, rows)).collect();
-        let recording = gpas(touched.iter().copied());
+        let recording = recording(touched.iter().copied());
         let evolved = add_recording(&counts, &untouched, &recording, leave_after);
         let after: BTreeSet<u64> =
             evolved.touches.pages().iter().map(|page| page.gpa / 4096).collect();

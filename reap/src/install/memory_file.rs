@@ -26,7 +26,6 @@ struct Runs<'a> {
     install: &'a Install,
     runs: Vec<Extent>,
     zeroes: &'a Zeroes<'a>,
-    progress: &'a Progress,
 }
 
 pub(super) fn install(
@@ -44,7 +43,6 @@ pub(super) fn install(
     let set = reader.read_tables()?;
     check_inside(placer, set.extents(), reader.path())?;
     placer.plan(set.extents());
-    progress.expect(set.data_page_count());
     let zeroes = Zeroes::new(placer, install, &set, progress);
     let runs = Runs {
         placer,
@@ -52,7 +50,6 @@ pub(super) fn install(
         install,
         runs: set.data_extents().iter().flat_map(cut).collect(),
         zeroes: &zeroes,
-        progress,
     };
     let mut report = InstallReport {
         read_path: ReadPath::PageCache,
@@ -123,7 +120,6 @@ impl Runs<'_> {
                 report.bytes_read += bytes.len() as u64;
                 done += pages;
             }
-            self.progress.add(run.pages);
         }
         Ok(report)
     }

@@ -34,8 +34,9 @@ pub enum InstallMethod {
     /// The disk writes straight into guest memory, before it is registered with the userfaultfd.
     Direct,
     /// As [`Streamed`](Self::Streamed), but the guest starts as soon as so many pages are in place
-    /// that it will hardly overtake the rest, which comes in the order of first touch. A page that
-    /// it touches too early is served as any other fault.
+    /// that each of the rest, which comes in the order of first touch, will be there before the guest
+    /// needs it ([`LeadRule`](super::LeadRule)). A page that it touches too early is served as any
+    /// other fault.
     Overlapped,
 }
 

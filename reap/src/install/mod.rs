@@ -34,7 +34,7 @@ use crate::working_set::WorkingSetError;
 use crate::working_set_reader::WorkingSetReader;
 
 pub use method::{InstallMethod, InstallOptions, ParseInstallMethodError};
-pub use report::{InstallReport, ReadPath};
+pub use report::{InstallReport, LeadRule, ReadPath};
 pub use trial::{InstallTrial, TrialError};
 
 pub(crate) use direct::install_unregistered;

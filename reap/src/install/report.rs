@@ -17,6 +17,21 @@ pub enum ReadPath {
     PageCache,
 }
 
+/// What decides how many pages are in place when a guest is let go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LeadRule {
+    /// The method waits for all.
+    #[default]
+    All,
+    /// The working set says when the guest needs its pages, by its own clock: so many that at the
+    /// rate of the install each of the others comes before that.
+    Trace,
+    /// The working set does not say that: so many that at the rate of the install the others come
+    /// no later than to a guest which takes a page every 3 us.
+    Pace,
+}
+
 /// What an install did and where its time went.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct InstallReport {
@@ -44,6 +59,8 @@ pub struct InstallReport {
     pub total_ns: u64,
     /// Pages that were in place when the guest was let go; all of them where it waits for all.
     pub lead_pages: u64,
+    /// What decided that.
+    pub lead_rule: LeadRule,
     /// Why the rest of the working set was given up and is served on demand, if that was allowed
     /// and happened.
     pub fell_back: Option<String>,

@@ -33,7 +33,7 @@ pub(super) fn install(
     let set = reader.read_tables()?;
     check_inside(placer, set.extents(), reader.path())?;
     placer.plan(set.extents());
-    progress.expect(set.data_page_count());
+    progress.expect(&set);
     let zeroes = Zeroes::new(placer, install, &set, progress);
     if read_path == ReadPath::PageCache {
         reader.use_page_cache()?;
@@ -102,7 +102,7 @@ unsafe impl Destination for Staged<'_> {
         }
         let bytes = &mut self.buffers[slot].as_mut_slice()[..piece.pages as usize * PAGE_SIZE];
         self.pages.place(piece, bytes, report)?;
-        self.progress.add(piece.pages);
+        self.progress.add(piece.first_page, piece.pages);
         Ok(())
     }
 }

@@ -4,19 +4,27 @@ use reapvm_snapshot::SnapshotId;
 
 use super::error::Defect;
 use crate::PAGE_SIZE_BYTES;
+use crate::touch_curve::MAX_POINTS;
 use crate::wire::{array_at, u32_at, u64_at};
 
 pub(super) const MAGIC: [u8; 8] = *b"REAPVMWS";
-pub(super) const VERSION: u32 = 3;
-pub(super) const HEADER_BYTES: usize = 72;
+pub(super) const VERSION: u32 = 4;
+pub(super) const HEADER_BYTES: usize = 80;
 pub(super) const CRC_OFFSET: usize = 56;
 /// Where the header says of how many recordings the set was made.
 const RECORDINGS_OFFSET: usize = 60;
 /// Where it says how many of the pages are zero.
 const ZERO_PAGES_OFFSET: usize = 64;
+/// Where it says how many points the touch curve has.
+const CURVE_POINTS_OFFSET: usize = 72;
+/// Where it has zeroes.
+const RESERVED_OFFSET: usize = 76;
 pub(super) const EXTENT_BYTES: u64 = 16;
 pub(super) const PAGE_CRC_BYTES: u64 = 4;
 pub(super) const PAGE_RECORDINGS_BYTES: u64 = 2;
+pub(super) const CURVE_POINT_BYTES: u64 = 16;
+/// Length of the table of the curve, which has room for all points that one can have.
+pub(super) const CURVE_BYTES: u64 = MAX_POINTS as u64 * CURVE_POINT_BYTES;
 
 /// The header, checked against the file's length, the snapshot and the size of guest memory: what
 /// it says bounds every allocation that follows.
@@ -30,6 +38,8 @@ pub(crate) struct Header {
     pub(crate) data_offset: u64,
     /// At least 1.
     pub(super) recordings: u16,
+    /// At most [`MAX_POINTS`]; 0 if there is no curve.
+    pub(super) curve_points: u32,
     pub(super) crc32c: u32,
 }
 
@@ -66,12 +76,19 @@ impl Header {
                 .ok_or(Defect::Truncated)?
                 .try_into()
                 .map_err(|_| corrupt("it has more recordings than can be counted"))?,
+            curve_points: u32_at(bytes, CURVE_POINTS_OFFSET).ok_or(Defect::Truncated)?,
         };
         if header.id != *expected {
             return Err(Defect::Foreign {
                 found: header.id,
                 expected: *expected,
             });
+        }
+        if u32_at(bytes, RESERVED_OFFSET).ok_or(Defect::Truncated)? != 0 {
+            return Err(corrupt("it has something where zeroes belong"));
+        }
+        if header.curve_points as usize > MAX_POINTS {
+            return Err(corrupt("its touch curve has too many points"));
         }
         if header.recordings == 0 {
             return Err(corrupt("it was made of no recording"));
@@ -112,7 +129,7 @@ impl Header {
 pub(super) fn data_offset(extent_count: u64, page_count: u64) -> u64 {
     let page_tables =
         page_count * (PAGE_CRC_BYTES + PAGE_RECORDINGS_BYTES) + zero_bitmap_bytes(page_count);
-    (HEADER_BYTES as u64 + extent_count * EXTENT_BYTES + page_tables)
+    (HEADER_BYTES as u64 + extent_count * EXTENT_BYTES + page_tables + CURVE_BYTES)
         .next_multiple_of(PAGE_SIZE_BYTES)
 }
 

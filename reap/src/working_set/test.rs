@@ -1,4 +1,5 @@
 use super::*;
+use crate::recorder::FirstTouch;
 use crate::touch_counts::MergeRule;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
@@ -34,6 +35,19 @@ fn id(byte: u8) -> SnapshotId {
 fn write_pages(path: &Path, pages: &[u64]) -> WorkingSet {
     let gpas: Vec<u64> = pages.iter().map(|page| page * PAGE_SIZE_BYTES).collect();
     WorkingSet::write(path, &id(1), &gpas, &mut source()).unwrap()
+}
+
+/// As [`write_pages`], of pages that are needed after so many nanoseconds.
+fn write_timed(path: &Path, pages: &[(u64, u64)]) -> WorkingSet {
+    let touches: Vec<FirstTouch> = pages
+        .iter()
+        .map(|&(page, own_ns)| FirstTouch {
+            gpa: page * PAGE_SIZE_BYTES,
+            own_ns,
+        })
+        .collect();
+    let touches = TouchCounts::of_first_touches(&touches);
+    WorkingSet::write_counted(path, &id(1), &touches, &mut source()).unwrap()
 }
 
 /// Both ways to read the file `path`: the direct one, without the checks of its pages, and the
@@ -130,7 +144,7 @@ fn one_of_another_snapshot_or_version_is_refused_as_such() {
         assert!(matches!(error, WorkingSetError::Foreign { .. }));
         assert!(error.to_string().contains("record again"), "{error}");
     }
-    for other in [1, 2, 4] {
+    for other in [1, 2, 3, 5] {
         changed(&path, |bytes| bytes[8] = other);
         let (direct, verified) = read_both(&path);
         for error in [direct.unwrap_err(), verified.unwrap_err()] {
@@ -173,6 +187,7 @@ fn tables_that_make_no_sense_are_refused_even_with_a_right_checksum() {
     let crc32cs = extents + 2 * 16;
     let counts = crc32cs + 5 * 4;
     let zero = counts + 5 * 2;
+    let curve = zero + 1;
     for (offset, value) in [
         (12, 1u8),
         (60, 0),
@@ -180,6 +195,13 @@ fn tables_that_make_no_sense_are_refused_even_with_a_right_checksum() {
         // Two zero pages, and more than there are pages.
         (64, 2),
         (64, 6),
+        // Another number of points than there are, more than there may be, and no zero.
+        (72, 0),
+        (72, 1),
+        (72, 3),
+        (72, 65),
+        (75, 1),
+        (76, 1),
         (extents, 1),
         (extents + 8, 0),
         (extents + 8, 5),
@@ -193,10 +215,22 @@ fn tables_that_make_no_sense_are_refused_even_with_a_right_checksum() {
         (zero, 0b0_0001),
         (zero, 0b0_1001),
         (zero, 0b10_1000),
+        // Not from the first page on, beyond the last, back in pages, back in time, after a day.
+        (curve, 1),
+        (curve + 16, 4),
+        (curve + 16, 0),
+        (curve + 23, 0xff),
+        (curve + 8, 0xff),
+        (curve + 24 + 7, 1),
+        // After the last point.
+        (curve + 32, 1),
+        (curve + 1023, 1),
     ] {
         // The fourth of them, in the order of installation, is zero.
-        let set = write_pages(&path, &[5, 6, 7, 8, 2]);
+        let times = [(5, 3), (6, 4), (7, 5), (8, 9), (2, 6)];
+        let set = write_timed(&path, &times);
         assert_eq!(set.zero_extents()[0].gpa, 0x8000);
+        assert_eq!(set.touch_curve().len(), 2);
         changed(&path, |bytes| {
             if offset == extents + 16 {
                 // The second extent over the first.
@@ -287,6 +321,49 @@ fn pages_carry_how_many_recordings_touched_them() {
 }
 
 #[test]
+fn pages_carry_when_they_are_needed_as_far_as_that_is_known() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("working-set");
+    // In the order of installation 8, 9, 1, 2, 3 and 200; the first and the last are zero.
+    let set = write_timed(
+        &path,
+        &[(9, 0), (3, 10), (1, 20), (2, 90), (8, 95), (200, 99)],
+    );
+    let points: Vec<(u64, u64)> = set
+        .touch_curve()
+        .iter()
+        .map(|point| (point.page, point.own_ns))
+        .collect();
+    // Page 3 is the last of its run, and needed first.
+    assert_eq!(points, [(0, 0), (1, 10), (3, 10)]);
+    let (direct, verified) = read_both(&path);
+    for read in [direct.unwrap(), verified.unwrap()] {
+        assert_eq!(read, set);
+        let touches = read.touch_counts();
+        let points = touches.pages().iter();
+        let points = points.filter_map(|page| Some((page.gpa / PAGE_SIZE_BYTES, page.own_ns?)));
+        assert_eq!(points.collect::<Vec<_>>(), [(9, 0), (1, 10), (3, 10)]);
+        // Of what it says of its pages the same is written.
+        WorkingSet::write_counted(&path, &id(1), &touches, &mut source()).unwrap();
+        assert_eq!(read_both(&path).1.unwrap(), set);
+    }
+    let slower = write_timed(
+        &path,
+        &[(9, 0), (3, 11), (1, 20), (2, 90), (8, 95), (200, 99)],
+    );
+    assert_ne!(slower.fingerprint(), set.fingerprint());
+    assert!(write_pages(&path, &[9, 3]).touch_curve().is_empty());
+    assert!(read_both(&path).0.unwrap().touch_curve().is_empty());
+    // Zero pages alone have none.
+    assert!(
+        write_timed(&path, &[(4, 1), (8, 2)])
+            .touch_curve()
+            .is_empty()
+    );
+    assert!(write_timed(&path, &[]).touch_curve().is_empty());
+}
+
+#[test]
 fn an_empty_one_is_valid() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("working-set");
@@ -326,7 +403,7 @@ fn what_is_no_file_is_refused_without_waiting_for_it() {
 fn every_flipped_bit_before_the_pages_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("working-set");
-    let set = write_pages(&path, &[7, 8, 3]);
+    let set = write_timed(&path, &[(7, 100), (8, 300), (3, 300)]);
     let whole = fs::read(&path).unwrap();
     let decode = |bytes: &[u8]| {
         let header = Header::decode(bytes, whole.len() as u64, &id(1), MEMORY_BYTES)?;

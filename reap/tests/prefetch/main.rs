@@ -19,8 +19,9 @@ use std::thread;
 use std::time::Duration;
 
 use reapvm_reap::{
-    Install, InstallError, InstallMethod, InstallOptions, InstallReport, MemoryRegion, PageState,
-    Pager, PagerError, ReadPath, WorkingSet, WorkingSetError, WorkingSetReader,
+    FirstTouch, Install, InstallError, InstallMethod, InstallOptions, InstallReport, LeadRule,
+    MemoryRegion, PageState, Pager, PagerError, ReadPath, TouchCounts, WorkingSet, WorkingSetError,
+    WorkingSetReader, measure_fault_ns,
 };
 use reapvm_snapshot::SnapshotId;
 use reapvm_test_support::{Refused, without};

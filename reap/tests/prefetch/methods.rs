@@ -43,7 +43,10 @@ fn install_and_check(path: &Path, set: &WorkingSet, touched: &[usize], method: I
     let of_threads = report.verify_ns + report.copy_ns + report.read_ns;
     assert!(report.total_ns * report.threads >= of_threads, "{report:?}");
     assert_ne!(report.method, InstallMethod::Auto);
-    assert_eq!(report.lead_pages, report.pages);
+    assert_eq!(
+        (report.lead_pages, report.lead_rule),
+        (report.pages, LeadRule::All)
+    );
     check_pages(&memory, touched.to_vec());
     let stats = prefetcher.stats();
     assert_eq!((stats.faults, stats.prefetched_pages), (0, report.pages));
@@ -204,10 +207,64 @@ fn a_guest_that_does_not_wait_for_all_finds_every_page_as_it_was() {
         let report = pager.finish_install().unwrap().unwrap();
         assert_eq!(report.method, InstallMethod::Overlapped);
         assert!(report.lead_pages >= 128, "{report:?}");
+        assert_eq!(report.lead_rule, LeadRule::Pace);
         let stats = pager.stats();
         assert_eq!(report.pages, stats.prefetched_pages);
         assert!(stats.prefetched_pages + stats.data_faults + stats.zero_faults >= 1500);
     }
+}
+
+#[test]
+fn a_guest_is_let_go_by_when_it_needs_its_pages() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("working-set");
+    // Not 0, 4, ..., which are zero.
+    let touched: Vec<usize> = (0..1500).filter(|page| page % 4 != 0).collect();
+    let memory = GuestMemory::new(PAGES);
+    let recorder = new_pager(&memory);
+    check_pages(&memory, touched.clone());
+    let recording = recorder.stop().unwrap();
+    drop(memory);
+
+    let prefetch = |touches: &[FirstTouch]| {
+        let touches = TouchCounts::of_first_touches(touches);
+        WorkingSet::write_counted(&path, &id(), &touches, &mut TestSource::new()).unwrap();
+        let memory = GuestMemory::new(PAGES);
+        let mut pager = new_pager(&memory);
+        pager
+            .begin_install(Install {
+                working_set: Arc::new(open(&path)),
+                memory: None,
+                options: InstallOptions {
+                    piece_bytes: 4096,
+                    ..InstallOptions::new(InstallMethod::Overlapped)
+                },
+            })
+            .unwrap();
+        pager.wait_until_installed().unwrap();
+        pager.mark_resumed().unwrap();
+        check_pages(&memory, touched.clone());
+        let report = pager.finish_install().unwrap().unwrap();
+        let stats = pager.stats();
+        assert_eq!(stats.faults, stats.early_faults, "{stats:?}");
+        assert_eq!(report.lead_rule, LeadRule::Trace);
+        (report, stats)
+    };
+    let mut touches = recording.first_touches_until_idle(measure_fault_ns().unwrap());
+    assert_eq!(touches.len(), touched.len());
+    assert!(touches.is_sorted_by_key(|touch| touch.own_ns));
+    // Each touch counts for something.
+    assert!(touches.last().unwrap().own_ns >= 500 * (touches.len() as u64 - 1));
+    let (report, _) = prefetch(&touches);
+    assert!(report.lead_pages > 0, "{report:?}");
+
+    // All at once: nothing may be left when the guest begins.
+    for touch in &mut touches {
+        touch.own_ns = 0;
+    }
+    let (report, stats) = prefetch(&touches);
+    assert_eq!(report.lead_pages, touched.len() as u64);
+    assert_eq!((report.pages, stats.faults), (touched.len() as u64, 0));
 }
 
 #[test]

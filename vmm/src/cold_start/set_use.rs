@@ -244,7 +244,8 @@ impl<'a> SetRun<'a> {
             }
             Some(evolving) => {
                 let mut source = self.pages_of(machine)?;
-                let recorded = evolving.add_recording(&touched, &mut *source)?;
+                let recorded =
+                    evolving.add_recording(&super::touches_of(&recording)?, &mut *source)?;
                 let path = self.snapshot.trace_path();
                 let input = start.input.to_string();
                 let id = self.snapshot.id();

@@ -8,7 +8,7 @@ use reapvm::cold_start::{self, ColdStart, ColdStartReport, MeasuredUse, WorkingS
 use reapvm::memory::MemoryHooks;
 use reapvm::observe::TraceReport;
 use reapvm::vcpu::GuestExit;
-use reapvm_reap::{MemoryRestoreMode, RecordReason, page_cache};
+use reapvm_reap::{LeadRule, MemoryRestoreMode, RecordReason, page_cache};
 
 use super::CommandResult;
 use crate::bench::worker;
@@ -138,7 +138,7 @@ pub(crate) fn print(report: &ColdStartReport, json: bool) -> Result<(), Box<dyn 
         };
         println!(
             "  working set: {} pages in {} runs, {} in {:.2} ms by {}: read {:.2} ms, \
-             verify {:.2} ms, copy {:.2} ms; {} pages before the first instruction",
+             verify {:.2} ms, copy {:.2} ms; {} pages before the first instruction{}",
             report.faults.prefetched_pages,
             install.extents,
             install.method,
@@ -147,7 +147,12 @@ pub(crate) fn print(report: &ColdStartReport, json: bool) -> Result<(), Box<dyn 
             install.read,
             install.verify,
             install.copy,
-            install.lead_pages
+            install.lead_pages,
+            match install.lead_rule {
+                LeadRule::All => "",
+                LeadRule::Trace => ", by when the guest needs the others",
+                LeadRule::Pace => ", by the pace of the install",
+            }
         );
         if let Some(reason) = &install.fell_back {
             println!("  the rest of the working set was served on demand: {reason}");

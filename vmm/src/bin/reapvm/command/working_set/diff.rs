@@ -7,7 +7,7 @@ use reapvm_reap::WorkingSet;
 use reapvm_snapshot::PAGE_SIZE;
 use serde::Serialize;
 
-use super::{describe, file_of, mib, snapshot_of, table};
+use super::{describe, file_of, mib, ms, needed, snapshot_of, table};
 use crate::cli::WorkingSetDiff;
 use crate::command::CommandResult;
 
@@ -16,6 +16,9 @@ struct Side {
     file: PathBuf,
     pages: u64,
     recordings: u16,
+    /// How long the guest runs, by its own clock, until it needs the last page; none if that is not
+    /// known.
+    last_needed_ms: Option<f64>,
 }
 
 impl Side {
@@ -24,6 +27,7 @@ impl Side {
             file: file_of(path),
             pages: set.page_count(),
             recordings: set.recordings(),
+            last_needed_ms: set.touch_curve().last().map(|point| ms(point.own_ns)),
         }
     }
 }
@@ -56,8 +60,12 @@ pub(super) fn run(arguments: &WorkingSetDiff) -> CommandResult {
         println!("{}", serde_json::to_string_pretty(&report)?);
         return Ok(ExitCode::SUCCESS);
     }
-    println!("first   {}", report.first.file.display());
-    println!("second  {}", report.second.file.display());
+    let side = |name: &str, side: &Side, set: &WorkingSet| {
+        let file = side.file.display();
+        println!("{name:<8}{file}: needed {}", needed(set.touch_curve()));
+    };
+    side("first", &report.first, &first);
+    side("second", &report.second, &second);
     let share = |pages: u64, all: u64| match all {
         0 => "-".to_owned(),
         all => format!("{:.1} %", 100.0 * pages as f64 / all as f64),

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use reapvm_reap::{MergeRule, SnapshotPageSource, TouchCounts, WorkingSet};
 
-use super::{describe, file_of, mib, snapshot_of};
+use super::{describe, file_of, mib, needed, snapshot_of};
 use crate::cli::WorkingSetMerge;
 use crate::command::CommandResult;
 
@@ -38,12 +38,13 @@ pub(super) fn run(arguments: &WorkingSetMerge) -> CommandResult {
     let out = file_of(&arguments.out);
     let set = WorkingSet::write_counted(&out, &snapshot.id(), &merged, &mut source)?;
     println!(
-        "{}: {} pages in {} runs, {:.1} MiB, of {} recordings",
+        "{}: {} pages in {} runs, {:.1} MiB, of {} recordings; needed {}",
         out.display(),
         set.page_count(),
         set.extents().len(),
         mib(set.len_bytes()),
-        set.recordings()
+        set.recordings(),
+        needed(set.touch_curve())
     );
     Ok(ExitCode::SUCCESS)
 }

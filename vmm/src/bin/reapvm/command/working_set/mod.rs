@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
-use reapvm_reap::{WorkingSet, WorkingSetError};
+use reapvm_reap::{CurvePoint, WorkingSet, WorkingSetError};
 use reapvm_snapshot::{PAGE_SIZE, Snapshot, WORKING_SET_FILE};
 
 use super::CommandResult;
@@ -56,6 +56,22 @@ fn snapshot_of(first: &Path, named: Option<&Path>) -> Result<Arc<Snapshot>, Box<
 fn describe(set: &Path, snapshot: &Snapshot) -> Result<WorkingSet, WorkingSetError> {
     let memory_bytes = snapshot.manifest().memory.page_count() * PAGE_SIZE as u64;
     WorkingSet::describe(&file_of(set), &snapshot.id(), memory_bytes)
+}
+
+/// When the guest needs the pages of a set, in words.
+fn needed(curve: &[CurvePoint]) -> String {
+    match (curve.first(), curve.last()) {
+        (Some(first), Some(last)) => format!(
+            "from {:.1} to {:.1} ms of the guest's own time",
+            ms(first.own_ns),
+            ms(last.own_ns)
+        ),
+        _ => "not known when".to_owned(),
+    }
+}
+
+fn ms(ns: u64) -> f64 {
+    ns as f64 / 1e6
 }
 
 fn mib(bytes: u64) -> f64 {

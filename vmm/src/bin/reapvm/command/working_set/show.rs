@@ -7,7 +7,7 @@ use reapvm_reap::{Bar, SetLayout};
 use reapvm_snapshot::SnapshotId;
 use serde::Serialize;
 
-use super::{describe, file_of, mib, snapshot_of, table};
+use super::{describe, file_of, mib, ms, needed, snapshot_of, table};
 use crate::cli::WorkingSetShow;
 use crate::command::CommandResult;
 
@@ -62,6 +62,7 @@ pub(super) fn run(arguments: &WorkingSetShow) -> CommandResult {
             blocks.blocks, blocks.covered_pct, blocks.half_covered, blocks.nearly_covered
         ),
     );
+    row("needed", needed(&layout.touch_curve));
     let share = |pages: u64| match layout.pages {
         0 => "-".to_owned(),
         all => format!("{:.1} %", 100.0 * pages as f64 / all as f64),
@@ -106,5 +107,17 @@ pub(super) fn run(arguments: &WorkingSetShow) -> CommandResult {
             ])
         )
     );
+    if !layout.touch_curve.is_empty() {
+        println!(
+            "\n{}",
+            table(
+                ["from page", "needed after ms"],
+                layout
+                    .touch_curve
+                    .iter()
+                    .map(|point| [point.page.to_string(), format!("{:.3}", ms(point.own_ns))])
+            )
+        );
+    }
     Ok(ExitCode::SUCCESS)
 }
