@@ -6,6 +6,9 @@ pub const PREFIX: &str = "reapvm-test: ";
 pub const PASSED: &str = "passed";
 /// The job has failed; the reason was said before.
 pub const FAILED: &str = "failed";
+/// The nested host's first program still runs: said again and again, so that silence means that it
+/// does not.
+pub const ALIVE: &str = "alive";
 /// Kernel parameter that names the job.
 pub const JOB_PARAMETER: &str = "reapvm.job";
 

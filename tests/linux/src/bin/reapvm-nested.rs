@@ -271,6 +271,7 @@ fn say_end(host: &NestedHost, report: &Report) {
         Ok(Outcome::Failed) => "FAILED".to_owned(),
         Ok(Outcome::OuterPanic) => "FAILED: the nested host's kernel panicked".to_owned(),
         Ok(Outcome::TimedOut) => "FAILED: no verdict in time".to_owned(),
+        Ok(Outcome::Stalled) => "FAILED: the nested host stood still".to_owned(),
         Ok(Outcome::NoVerdict) => "FAILED: the nested host ended without a verdict".to_owned(),
         Err(error) => format!("FAILED: {}", with_causes(error)),
     };

@@ -4,6 +4,7 @@ pub mod disk;
 pub mod initrd;
 pub mod kernels;
 pub mod modules;
+pub mod monitor;
 pub mod programs;
 pub mod qemu;
 pub mod selection;

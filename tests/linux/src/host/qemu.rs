@@ -2,20 +2,24 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
 use super::disk::{self, DiskError};
+use super::monitor;
 use crate::nested::jobs::Job;
 use crate::verdict;
 
 /// What the kernel says of its end. The nested host gives a guest's console behind its own prefix.
 const PANIC: &str = "Kernel panic - not syncing";
+
+/// How long a nested host may say nothing: several times what it lets pass itself.
+const MAX_SILENCE: Duration = Duration::from_secs(420);
 
 /// The nested host cannot be run.
 #[derive(Debug, Error)]
@@ -51,6 +55,9 @@ pub enum Outcome {
     OuterPanic,
     /// No verdict in time.
     TimedOut,
+    /// Not even the first program, which has nothing to do with the job, has said anything for long:
+    /// the nested host itself stands still.
+    Stalled,
     /// QEMU ended without a verdict.
     NoVerdict,
 }
@@ -58,7 +65,7 @@ pub enum Outcome {
 impl Outcome {
     /// Whether another run may come to another end: never so after a failed check.
     pub fn may_be_repeated(&self) -> bool {
-        matches!(self, Self::OuterPanic | Self::TimedOut)
+        matches!(self, Self::OuterPanic | Self::TimedOut | Self::Stalled)
     }
 }
 
@@ -94,7 +101,7 @@ impl NestedHost {
         self.folder.join(format!("{job}.log"))
     }
 
-    fn command(&self, job: &Job, scratch: &str) -> Command {
+    fn command(&self, job: &Job, scratch: &str, monitor: &Path) -> Command {
         let mut command = Command::new("qemu-system-x86_64");
         // One CPU: with two, QEMU 7.2 sometimes breaks the nested host's kernel.
         command
@@ -102,7 +109,9 @@ impl NestedHost {
             .args(["-M", "q35", "-smp", "1"])
             .args(["-m", &job.host_memory_mib.to_string()])
             .args(["-nodefaults", "-no-user-config", "-display", "none"])
-            .args(["-serial", "stdio", "-no-reboot"]);
+            .args(["-serial", "stdio", "-no-reboot"])
+            .arg("-monitor")
+            .arg(format!("unix:{},server=on,wait=off", monitor.display()));
         let mut disks = vec![
             (
                 "job",
@@ -159,8 +168,11 @@ impl NestedHost {
         };
         let mut log = File::create(&path).map_err(log_error)?;
         let log_of_errors = log.try_clone().map_err(log_error)?;
+        // The path of a socket has to be short.
+        let monitor_folder = tempfile::tempdir().map_err(QemuError::Start)?;
+        let monitor = monitor_folder.path().join("monitor");
         let mut qemu = Running(
-            self.command(job, scratch)
+            self.command(job, scratch, &monitor)
                 .stdin(Stdio::null())
                 .stdout(Stdio::piped())
                 .stderr(log_of_errors)
@@ -189,7 +201,7 @@ impl NestedHost {
         let mut outcome = None;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            match lines.recv_timeout(left) {
+            match lines.recv_timeout(left.min(MAX_SILENCE)) {
                 Ok(line) => {
                     log.write_all(line.as_bytes()).map_err(log_error)?;
                     if let Some(ended) = judge(&line, on_message) {
@@ -197,7 +209,13 @@ impl NestedHost {
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    return Ok(outcome.unwrap_or(Outcome::TimedOut));
+                    let state = monitor::samples(&monitor)
+                        .unwrap_or_else(|error| format!("QEMU's monitor: {error}\n"));
+                    log.write_all(state.as_bytes()).map_err(log_error)?;
+                    return Ok(outcome.unwrap_or(match left <= MAX_SILENCE {
+                        true => Outcome::TimedOut,
+                        false => Outcome::Stalled,
+                    }));
                 }
                 Err(RecvTimeoutError::Disconnected) => {
                     qemu.0.wait().map_err(QemuError::Wait)?;
@@ -213,6 +231,7 @@ fn judge(line: &str, on_message: &mut dyn FnMut(&str)) -> Option<Outcome> {
     match verdict::message(line) {
         Some(verdict::PASSED) => Some(Outcome::Passed),
         Some(verdict::FAILED) => Some(Outcome::Failed),
+        Some(verdict::ALIVE) => None,
         Some(message) => {
             on_message(message);
             None
@@ -237,12 +256,16 @@ mod tests {
             Some(Outcome::Passed)
         );
         assert_eq!(judge("passed\n", &mut hear), None);
+        let between = "test a ... reapvm-test: alive\r\n";
+        assert_eq!(judge(between, &mut hear), None);
         assert_eq!(said.len(), 1);
     }
 
     #[test]
     fn a_failed_check_is_never_repeated() {
-        assert!(Outcome::TimedOut.may_be_repeated() && Outcome::OuterPanic.may_be_repeated());
+        for of_emulation in [Outcome::TimedOut, Outcome::Stalled, Outcome::OuterPanic] {
+            assert!(of_emulation.may_be_repeated());
+        }
         assert!(!Outcome::Failed.may_be_repeated() && !Outcome::NoVerdict.may_be_repeated());
     }
 }

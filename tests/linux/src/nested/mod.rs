@@ -45,9 +45,14 @@ pub const PATIENCE: Duration = Duration::from_secs(480);
 /// The disk with the root file system of the Python functions, where there is one.
 pub const ROOTFS_DEVICE: &str = "/dev/vdc";
 
+/// How often the first program says that it runs.
+const ALIVE_PERIOD: Duration = Duration::from_secs(60);
+
 /// Says something to the runner.
 pub fn say(message: &str) {
-    println!("{}{message}", verdict::PREFIX);
+    // One string, so that it is written at once: other processes write to the console too.
+    let line = format!("{}{message}\n", verdict::PREFIX);
+    print!("{line}");
 }
 
 /// The program: the first one of the nested host, or a job.
@@ -56,6 +61,12 @@ pub fn main() {
     match (arguments.next().as_deref(), arguments.next()) {
         (Some("job"), Some(name)) => jobs::run(&name),
         _ => {
+            std::thread::spawn(|| {
+                loop {
+                    std::thread::sleep(ALIVE_PERIOD);
+                    say(verdict::ALIVE);
+                }
+            });
             let passed = first_program().unwrap_or_else(|error| {
                 say(&format!("the nested host is not usable: {error}"));
                 false

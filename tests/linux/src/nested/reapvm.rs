@@ -3,15 +3,19 @@
 use std::ffi::OsStr;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use super::console::Console;
-use super::{JOB_FOLDER, PATIENCE};
+use super::{JOB_FOLDER, PATIENCE, say, threads};
 
 /// How long one run may take: it may boot a guest and ask it.
 const LIMIT: Duration = PATIENCE.saturating_mul(2);
+
+/// When it is said what a run that still goes on is doing: before anything that it waits for itself
+/// has taken too long.
+const SLOW: Duration = Duration::from_secs(PATIENCE.as_secs() * 3 / 4);
 
 /// A command that runs reapvm.
 pub fn command() -> Command {
@@ -47,8 +51,15 @@ pub fn finish(command: &mut Command) -> Ended {
     stdout.follow(child.stdout.take().unwrap());
     stderr.follow(child.stderr.take().unwrap());
     // Waits for the end of both: nothing is found in them before.
-    let deadline = std::time::Instant::now() + LIMIT;
-    while child.try_wait().unwrap().is_none() && std::time::Instant::now() < deadline {
+    let start = Instant::now();
+    let mut slow = false;
+    while child.try_wait().unwrap().is_none() && start.elapsed() < LIMIT {
+        if !slow && start.elapsed() > SLOW {
+            slow = true;
+            for line in threads::describe(child.id()) {
+                say(&format!("slow | {line}"));
+            }
+        }
         std::thread::sleep(Duration::from_millis(20));
     }
     let _ = child.kill();

@@ -185,6 +185,15 @@ pub const JOBS: &[Job] = &[
     integration!("machine", "machines by options and files"),
     integration!("control", "machines that are changed while they run"),
     integration!("running", "how machines end, and what is saved of them"),
+    integration!(
+        "hooks",
+        "page sources, fault policies and listeners of programs"
+    ),
+    integration!("writes", "traces of the pages that guests write"),
+    integration!(
+        "study",
+        "studies that are measured, interrupted and reported"
+    ),
     integration!("serve", "starts from prepared machines"),
     integration!("evolving_set", "working sets that follow their function"),
     integration!(
