@@ -204,16 +204,18 @@ impl Server {
             self.consult_policy(fault, page_at)?;
         }
         let has_others = self.shared.is_installing() || self.policy.is_some();
-        if has_others && self.shared.pages.is_installed(page_at.index) {
+        let was_dropped = self.shared.pages.was_dropped(page_at.index);
+        if has_others && !was_dropped && self.shared.pages.is_installed(page_at.index) {
             // The working set or the policy has brought it meanwhile: no need to read it once
-            // more.
+            // more. Of a page that was dropped the account cannot say that it is there: what was
+            // put in place before the removal came to it went with it.
             let _placing = self.shared.begin_placing();
             self.memory.uffd.wake_page(page_at.hva)?;
             add(&self.shared.counters.already_present, 1);
             account(&self.shared, &mut self.feed, fault, page_at, Outcome::Hit);
             return Ok(Attempt::Done);
         }
-        let page = if self.shared.pages.was_dropped(page_at.index) {
+        let page = if was_dropped {
             Page::Zero
         } else {
             guarded::read_page(&mut *self.source, page_at.gpa)?

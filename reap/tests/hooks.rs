@@ -209,6 +209,39 @@ fn a_storm_of_removals_loses_no_page_of_the_policy_and_brings_none_back() {
     });
 }
 
+/// From the announcement of a removal until the removal has come to a page, the page may be touched and
+/// put in place: then the pager has it in place, and it goes all the same.
+#[test]
+fn a_page_that_goes_after_it_was_put_in_place_again_is_served_again() {
+    // So many that it takes a while to come to the last one.
+    const PAGES: usize = 4096;
+    const LAST: usize = PAGES - 1;
+    for _ in 0..12 {
+        let memory = GuestMemory::new(PAGES);
+        let all = |_: &FaultInfo, plan: &mut FaultPlan<'_>| plan.install(0, u64::MAX);
+        let (mut pager, _failures) =
+            pager_with_hooks(vec![memory.region()], TestSource::new(), with_policy(all));
+        pager.start().unwrap();
+        let guest = Arc::clone(&memory);
+        within_time(move || {
+            guest.read_byte(0, 0);
+            let is_over = AtomicBool::new(false);
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    while !is_over.load(Ordering::Relaxed) {
+                        guest.read_byte(LAST, 0);
+                    }
+                });
+                guest.drop_pages(LAST, 1);
+                guest.drop_pages(0, PAGES);
+                guest.read_byte(LAST, 0);
+                is_over.store(true, Ordering::Relaxed);
+            });
+        });
+        assert_eq!(pager.stats().removed_pages, PAGES as u64 + 1);
+    }
+}
+
 #[test]
 fn a_policy_that_panics_ends_the_pager_with_an_error_that_says_where() {
     let memory = GuestMemory::new(16);
