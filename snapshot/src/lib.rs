@@ -25,6 +25,7 @@
 pub mod checksum;
 pub mod files;
 
+mod directory;
 mod id;
 mod limits;
 mod manifest;
@@ -39,6 +40,7 @@ mod state;
 mod verify;
 mod writer;
 
+pub use directory::{DirectoryLock, LockError, SnapshotDirectory};
 pub use id::{GenerateIdError, ParseIdError, SnapshotId};
 pub use limits::{
     DIFF_FORMAT_VERSION, FORMAT_VERSION, MANIFEST_FILE, MAX_KIND_BYTES, MAX_MANIFEST_BYTES,

@@ -7,11 +7,13 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::checksum::crc32c;
+use crate::directory::SnapshotDirectory;
 use crate::id::SnapshotId;
 use crate::limits::{
     MANIFEST_FILE, MAX_MANIFEST_BYTES, TRACE_FILE, WORKING_SET_FILE, WORKING_SET_STATE_FILE,
@@ -168,8 +170,7 @@ pub enum ReadError {
 /// still read from the old directory or, once they are removed, not found. They are never mixed.
 #[derive(Debug)]
 pub struct Snapshot {
-    dir: PathBuf,
-    directory: File,
+    directory: Arc<SnapshotDirectory>,
     manifest: Manifest,
 }
 
@@ -182,34 +183,21 @@ impl Snapshot {
     /// # Errors
     /// When it is not a snapshot, not one of this version, or not whole.
     pub fn open(dir: &Path) -> Result<Self, OpenError> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = match rustix::fs::open(dir, flags, Mode::empty()) {
-            Ok(directory) => File::from(directory),
-            Err(Errno::NOENT) => {
-                return Err(OpenError::NotFound {
-                    dir: dir.to_owned(),
-                });
+        let directory = SnapshotDirectory::open(dir).map_err(|source| {
+            let dir = dir.to_owned();
+            match source.kind() {
+                io::ErrorKind::NotFound => OpenError::NotFound { dir },
+                io::ErrorKind::NotADirectory => OpenError::NotADirectory { dir },
+                _ => OpenError::Io { path: dir, source },
             }
-            Err(Errno::NOTDIR) => {
-                return Err(OpenError::NotADirectory {
-                    dir: dir.to_owned(),
-                });
-            }
-            Err(errno) => {
-                return Err(OpenError::Io {
-                    path: dir.to_owned(),
-                    source: errno.into(),
-                });
-            }
-        };
-        let bytes = read_manifest(&directory, dir)?;
+        })?;
+        let bytes = read_manifest(directory.file(), dir)?;
         let manifest = Manifest::decode(&bytes).map_err(|source| OpenError::Manifest {
             dir: dir.to_owned(),
             source,
         })?;
         let snapshot = Self {
-            dir: dir.to_owned(),
-            directory,
+            directory: Arc::new(directory),
             manifest,
         };
         let files = &snapshot.manifest.files;
@@ -227,7 +215,13 @@ impl Snapshot {
     /// The directory, as it was given.
     #[must_use]
     pub fn dir(&self) -> &Path {
-        &self.dir
+        self.directory.path()
+    }
+
+    /// The directory, to be locked before files are put into it.
+    #[must_use]
+    pub fn directory(&self) -> &Arc<SnapshotDirectory> {
+        &self.directory
     }
 
     /// The snapshot's identity.
@@ -300,29 +294,29 @@ impl Snapshot {
     /// Where the working set of this snapshot is, once it has been recorded.
     #[must_use]
     pub fn working_set_path(&self) -> PathBuf {
-        self.dir.join(WORKING_SET_FILE)
+        self.dir().join(WORKING_SET_FILE)
     }
 
     /// Where the state of this snapshot's working set is, once it has evolved.
     #[must_use]
     pub fn working_set_state_path(&self) -> PathBuf {
-        self.dir.join(WORKING_SET_STATE_FILE)
+        self.dir().join(WORKING_SET_STATE_FILE)
     }
 
     /// Where the fault trace of this snapshot is, once it has been recorded.
     #[must_use]
     pub fn trace_path(&self) -> PathBuf {
-        self.dir.join(TRACE_FILE)
+        self.dir().join(TRACE_FILE)
     }
 
     /// The path of a file of the snapshot, for messages.
     pub(crate) fn path_of(&self, info: &FileInfo) -> PathBuf {
-        self.dir.join(&info.name)
+        self.dir().join(&info.name)
     }
 
     fn check_length(&self, info: &FileInfo) -> Result<(), ReadError> {
         let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
-        match rustix::fs::statat(&self.directory, info.name.as_str(), flags) {
+        match rustix::fs::statat(self.directory.file(), info.name.as_str(), flags) {
             Ok(stat) => {
                 let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
                 self.compare_length(info, is_file, stat.st_size.try_into().unwrap_or(0))
@@ -363,7 +357,7 @@ impl Snapshot {
             path: self.path_of(info),
             source,
         };
-        let file = match open_no_follow(&self.directory, &info.name) {
+        let file = match open_no_follow(self.directory.file(), &info.name) {
             Ok(file) => file,
             Err(Errno::NOENT) => {
                 return Err(ReadError::Missing {

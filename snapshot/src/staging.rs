@@ -12,11 +12,12 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, FileType, FlockOperation, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
+use crate::directory::LOCK_PATIENCE;
 use crate::files::{TEMPORARY_INFIX, has_random_suffix, random_suffix, sync_directory};
 use crate::limits::{
     MANIFEST_FILE, MEMORY_FILE, MEMORY_INDEX_FILE, STATE_FILE, TRACE_FILE, WORKING_SET_FILE,
@@ -139,7 +140,10 @@ impl Staging {
 
     /// Returns the older snapshot, locked, if there was one: it now has the hidden name.
     fn rename_into_place(&mut self) -> Result<Option<File>, CreateError> {
-        for _ in 0..ATTEMPTS {
+        let deadline = Instant::now() + LOCK_PATIENCE;
+        let mut attempts = 0;
+        while attempts < ATTEMPTS {
+            attempts += 1;
             // Replaces nothing, or an empty directory; never one with files in it.
             let error = match fs::rename(&self.path, &self.target) {
                 Ok(()) => return Ok(None),
@@ -169,7 +173,11 @@ impl Staging {
                         return Ok(Some(older));
                     }
                 }
-                Ok(None) => std::thread::sleep(LOCK_WAIT),
+                // A working set that is being written into it may take longer than other writers do.
+                Ok(None) => {
+                    attempts -= u32::from(Instant::now() < deadline);
+                    std::thread::sleep(LOCK_WAIT);
+                }
                 Err(source) => {
                     let path = self.target.clone();
                     return Err(CreateError::Lock { path, source });

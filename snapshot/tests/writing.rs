@@ -6,11 +6,12 @@ mod common;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
+use std::time::Duration;
 
 use common::{PAGES, SIZE_BYTES, fill_of, memory, names, parts, state, write};
 use proptest::prelude::*;
 use reapvm_snapshot::{
-    CreateError, MAX_MEMORY_BYTES, PAGE_SIZE, RegionInfo, Snapshot, SnapshotWriter,
+    CreateError, LockError, MAX_MEMORY_BYTES, PAGE_SIZE, RegionInfo, Snapshot, SnapshotWriter,
 };
 
 #[test]
@@ -307,6 +308,26 @@ fn concurrent_writers_leave_one_whole_snapshot() {
     }
     assert!((1..=6).contains(&fill_of(&dir)));
     assert_eq!(names(parent.path()), ["s"]);
+}
+
+#[test]
+fn a_snapshot_into_which_a_working_set_is_being_written_is_replaced_when_that_is_done() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("s");
+    write(&dir, 1).unwrap();
+    let older = Snapshot::open(&dir).unwrap();
+    let lock = older.directory().lock().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            std::thread::sleep(Duration::from_secs(3));
+            drop(lock);
+        });
+        write(&dir, 2).unwrap();
+    });
+    assert_eq!(fill_of(&dir), 2);
+    let error = older.directory().lock().unwrap_err();
+    assert!(matches!(error, LockError::Replaced { .. }), "{error}");
+    drop(Snapshot::open(&dir).unwrap().directory().lock().unwrap());
 }
 
 #[test]

@@ -11,7 +11,7 @@ use reapvm_reap::{
     MemoryRestoreMode, PageSourceError, Phase, ReadPath, Recording, TouchCounts, TraceError,
     WorkingSet, WorkingSetError, measure_fault_ns,
 };
-use reapvm_snapshot::{OpenError, Snapshot};
+use reapvm_snapshot::{LockError, OpenError, Snapshot};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use thiserror::Error;
@@ -86,6 +86,10 @@ pub enum ColdStartError {
     /// The guest's own time cannot be told from that of its faults.
     #[error(transparent)]
     FaultCost(#[from] FaultCostError),
+    /// Nothing can be written beside the snapshot, because another has taken its place, or another
+    /// process keeps its directory locked.
+    #[error(transparent)]
+    Lock(#[from] LockError),
     /// The trace cannot be written.
     #[error(transparent)]
     Trace(#[from] TraceError),
@@ -465,7 +469,8 @@ fn invoke(
 /// at once. `input` is what the trace says that it was recorded with. Returns the number of pages.
 ///
 /// # Errors
-/// The snapshot's memory cannot be read, or the files cannot be written.
+/// The snapshot's memory cannot be read, another snapshot has taken its place, or the files cannot be
+/// written.
 pub fn write_recording(
     machine: &Machine,
     snapshot: &Arc<Snapshot>,
@@ -477,6 +482,7 @@ pub fn write_recording(
     };
     let touches = touches_of(&recording)?;
     let id = snapshot.id();
+    let _lock = snapshot.directory().lock()?;
     let path = snapshot.working_set_path();
     let working_set = WorkingSet::write_counted(&path, &id, &touches, &mut *source)?;
     let input = input.to_string();

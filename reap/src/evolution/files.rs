@@ -2,19 +2,15 @@
 //!
 //! Both files are replaced by rename, so that whoever reads one sees the old one or the new one.
 //! Whoever changes them holds a lock on the snapshot's directory (flock), which the system takes
-//! back from a process that dies. The set is written first: who dies between the two leaves a state
+//! back from a process that dies, and which keeps another snapshot from taking the place of this one. The set is written first: who dies between the two leaves a state
 //! that describes another set, and that says nothing.
 
-use std::fs::File;
-use std::io;
-use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
-use reapvm_snapshot::SnapshotId;
 use reapvm_snapshot::files::remove_leftovers;
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
+use reapvm_snapshot::{DirectoryLock, LockError, SnapshotDirectory, SnapshotId};
 
 use super::state::{WorkingSetState, WorkingSetStateError};
 use super::{EvolutionRules, RecordReason, Untouched, add_recording};
@@ -22,14 +18,8 @@ use crate::source::PageSource;
 use crate::touch_counts::TouchCounts;
 use crate::working_set::{WorkingSet, WorkingSetError};
 
-/// How long other launchers may keep the lock. Each keeps it for as long as it takes to write a
-/// working set to disk.
-const LOCK_PATIENCE: Duration = Duration::from_secs(60);
 /// Temporary files that have not been written to for so long are those of processes that died.
 const LEFTOVER_AGE: Duration = Duration::from_secs(600);
-/// How long to leave the lock to another launcher before asking again.
-const LOCK_WAIT: Duration = Duration::from_millis(2);
-
 /// Why a working set did not evolve.
 #[derive(Debug, thiserror::Error)]
 pub enum EvolutionError {
@@ -39,24 +29,9 @@ pub enum EvolutionError {
     /// Its state.
     #[error(transparent)]
     State(#[from] WorkingSetStateError),
-    /// The directory cannot be locked.
-    #[error("cannot lock {dir} against other launchers")]
-    Lock {
-        /// The snapshot's directory.
-        dir: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// Another process keeps the lock.
-    #[error(
-        "another process has had the lock on {dir} for {} s: is it stopped?",
-        LOCK_PATIENCE.as_secs()
-    )]
-    Locked {
-        /// The snapshot's directory.
-        dir: PathBuf,
-    },
+    /// The snapshot's directory cannot be locked, or another snapshot has taken its place.
+    #[error(transparent)]
+    Lock(#[from] LockError),
 }
 
 /// What a start is to do.
@@ -106,7 +81,7 @@ pub struct Prefetched {
 #[derive(Clone, Debug)]
 pub struct EvolvingSet {
     /// The snapshot's directory.
-    pub dir: PathBuf,
+    pub directory: Arc<SnapshotDirectory>,
     /// The working set's file.
     pub set_path: PathBuf,
     /// Its state's.
@@ -344,52 +319,10 @@ impl EvolvingSet {
         }
     }
 
-    fn lock(&self) -> Result<File, EvolutionError> {
-        let lock = lock(&self.dir, LOCK_PATIENCE)?;
+    fn lock(&self) -> Result<DirectoryLock, EvolutionError> {
+        let lock = self.directory.lock()?;
         remove_leftovers(&self.set_path, LEFTOVER_AGE);
         remove_leftovers(&self.state_path, LEFTOVER_AGE);
         Ok(lock)
-    }
-}
-
-/// Locks the directory `dir` until the file is dropped.
-fn lock(dir: &Path, patience: Duration) -> Result<File, EvolutionError> {
-    let failed = |source| EvolutionError::Lock {
-        dir: dir.to_owned(),
-        source,
-    };
-    let file = File::open(dir).map_err(failed)?;
-    let deadline = Instant::now() + patience;
-    loop {
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(file),
-            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => thread::sleep(LOCK_WAIT),
-            Err(Errno::WOULDBLOCK) => {
-                return Err(EvolutionError::Locked {
-                    dir: dir.to_owned(),
-                });
-            }
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(failed(errno.into())),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_lock_that_is_kept_is_an_error_and_one_that_is_let_go_is_not() {
-        let dir = tempfile::tempdir().unwrap();
-        let held = lock(dir.path(), Duration::ZERO).unwrap();
-        let error = lock(dir.path(), Duration::from_millis(20)).unwrap_err();
-        assert!(matches!(error, EvolutionError::Locked { .. }), "{error}");
-        drop(held);
-        lock(dir.path(), Duration::ZERO).unwrap();
-        assert!(matches!(
-            lock(&dir.path().join("none"), Duration::ZERO),
-            Err(EvolutionError::Lock { .. })
-        ));
     }
 }

@@ -1,10 +1,11 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::thread;
 
 use proptest::prelude::*;
-use reapvm_snapshot::{PAGE_SIZE, SnapshotId};
+use reapvm_snapshot::{LockError, PAGE_SIZE, SnapshotDirectory, SnapshotId};
 
 use super::state::Defect;
 use super::*;
@@ -42,7 +43,7 @@ fn recording(pages: impl IntoIterator<Item = u64>) -> TouchCounts {
 
 fn set_in(dir: &Path) -> EvolvingSet {
     EvolvingSet {
-        dir: dir.to_owned(),
+        directory: Arc::new(SnapshotDirectory::open(dir).unwrap()),
         set_path: dir.join("working-set"),
         state_path: dir.join("working-set-state"),
         id: id(),
@@ -500,4 +501,30 @@ proptest! {
             after.len() as u64
         );
     }
+}
+
+#[test]
+fn nothing_is_written_into_a_snapshot_that_took_the_place_of_this_one() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("s");
+    fs::create_dir(&dir).unwrap();
+    let set = set_in(&dir);
+    set.add_recording(&gpas(0..8), &mut source()).unwrap();
+    let installed = held(&set);
+    fs::rename(&dir, parent.path().join("older")).unwrap();
+    fs::create_dir(&dir).unwrap();
+
+    let error = set.add_recording(&gpas(0..9), &mut source()).unwrap_err();
+    assert!(
+        matches!(error, EvolutionError::Lock(LockError::Replaced { .. })),
+        "{error}"
+    );
+    let error = set
+        .add_prefetch(&installed, &gpas(20..40), None, &mut source())
+        .unwrap_err();
+    assert!(
+        matches!(error, EvolutionError::Lock(LockError::Replaced { .. })),
+        "{error}"
+    );
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
 }

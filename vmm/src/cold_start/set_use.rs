@@ -168,7 +168,7 @@ impl<'a> SetRun<'a> {
             return Ok(run);
         }
         let evolving = EvolvingSet {
-            dir: snapshot.dir().to_owned(),
+            directory: Arc::clone(snapshot.directory()),
             set_path: snapshot.working_set_path(),
             state_path: snapshot.working_set_state_path(),
             id: snapshot.id(),
@@ -246,6 +246,7 @@ impl<'a> SetRun<'a> {
                 let mut source = self.pages_of(machine)?;
                 let recorded =
                     evolving.add_recording(&super::touches_of(&recording)?, &mut *source)?;
+                let _lock = self.snapshot.directory().lock()?;
                 let path = self.snapshot.trace_path();
                 let input = start.input.to_string();
                 let id = self.snapshot.id();

@@ -36,6 +36,9 @@ pub(super) fn run(arguments: &WorkingSetMerge) -> CommandResult {
     // Not the pages of the given files: what a set holds is what the snapshot's memory says.
     let mut source = SnapshotPageSource::new(snapshot.clone())?;
     let out = file_of(&arguments.out);
+    let _lock = (out == snapshot.working_set_path())
+        .then(|| snapshot.directory().lock())
+        .transpose()?;
     let set = WorkingSet::write_counted(&out, &snapshot.id(), &merged, &mut source)?;
     println!(
         "{}: {} pages in {} runs, {:.1} MiB, of {} recordings; needed {}",
