@@ -509,12 +509,12 @@ fn nothing_is_written_into_a_snapshot_that_took_the_place_of_this_one() {
     let dir = parent.path().join("s");
     fs::create_dir(&dir).unwrap();
     let set = set_in(&dir);
-    set.add_recording(&gpas(0..8), &mut source()).unwrap();
+    set.add_recording(&recording(0..8), &mut source()).unwrap();
     let installed = held(&set);
     fs::rename(&dir, parent.path().join("older")).unwrap();
     fs::create_dir(&dir).unwrap();
 
-    let error = set.add_recording(&gpas(0..9), &mut source()).unwrap_err();
+    let error = set.add_recording(&recording(0..9), &mut source()).unwrap_err();
     assert!(
         matches!(error, EvolutionError::Lock(LockError::Replaced { .. })),
         "{error}"
