@@ -514,7 +514,9 @@ fn nothing_is_written_into_a_snapshot_that_took_the_place_of_this_one() {
     fs::rename(&dir, parent.path().join("older")).unwrap();
     fs::create_dir(&dir).unwrap();
 
-    let error = set.add_recording(&recording(0..9), &mut source()).unwrap_err();
+    let error = set
+        .add_recording(&recording(0..9), &mut source())
+        .unwrap_err();
     assert!(
         matches!(error, EvolutionError::Lock(LockError::Replaced { .. })),
         "{error}"
