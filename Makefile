@@ -1,7 +1,7 @@
 # `make bench` and `make test` set up what is missing; `make help` names the rest.
 
 .PHONY: help setup build test linux-kernels linux-images test-linux test-linux-ci \
-	test-python bench bench-ladder study linux-figures study-docs report-screenshots lint semver clean
+	test-python bench bench-ladder study linux-figures study-docs report-screenshots lint api semver clean
 CARGO ?= cargo
 BENCH_FLAGS ?=
 TARGET := x86_64-unknown-linux-gnu
@@ -105,6 +105,9 @@ endif
 lint: setup ## Check format and lints as CI does
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+api: ## List the libraries' interfaces anew in tests/api (RELEASE=1: as those of a release)
+	REAPVM_REFRESH_API=$(if $(RELEASE),release,1) $(CARGO) test --locked -p reapvm-tests --test api
 
 semver: ## Compare the libraries' interfaces with the last tag, or with BASE=REVISION
 	@test -n "$(BASE)" || { echo "error: there is no tag: name a revision, make semver BASE=…" >&2; exit 1; }

@@ -1,4 +1,4 @@
-//! Devices of a virtual machine: the bus, the legacy serial port and i8042, and the virtio
+//! **Unstable.** Devices of a virtual machine: the bus, the legacy serial port and i8042, and the virtio
 //! devices over the virtio-mmio transport.
 //!
 //! Every byte that a guest or a saved state hands in is untrusted: it is checked, bounded, and

@@ -28,7 +28,7 @@ use crate::touch_counts::{PageTouches, TouchCounts};
 pub use files::{EvolutionError, EvolvingSet, Plan, Prefetched, Recorded};
 pub use state::{WorkingSetState, WorkingSetStateError};
 
-/// When a working set is recorded again, and what leaves it.
+/// **Unstable.** When a working set is recorded again, and what leaves it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EvolutionRules {
     /// A prefetch that missed more than this share of the set, in percent, has the next start
@@ -69,7 +69,7 @@ fn exceeds(part: u64, whole: u64, percent: f64) -> bool {
     part as f64 * 100.0 > whole as f64 * percent
 }
 
-/// Why a start records.
+/// **Unstable.** Why a start records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RecordReason {

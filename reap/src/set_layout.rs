@@ -16,7 +16,7 @@ const BLOCK_PAGES: u64 = (2 << 20) / PAGE_SIZE_BYTES;
 /// Width of a bar of the density histogram, in percent of a block.
 const DENSITY_BAR_PCT: u64 = 10;
 
-/// A bar of a histogram.
+/// **Unstable.** A bar of a histogram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bar {
     /// Least value that it counts.
@@ -29,7 +29,7 @@ pub struct Bar {
     pub pages: u64,
 }
 
-/// How many pages so many recordings touched.
+/// **Unstable.** How many pages so many recordings touched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TouchedBy {
     /// In how many of the recordings.
@@ -38,7 +38,7 @@ pub struct TouchedBy {
     pub pages: u64,
 }
 
-/// The pages of a working set by 2 MiB block of guest memory.
+/// **Unstable.** The pages of a working set by 2 MiB block of guest memory.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BlockDensity {
     /// How many blocks have a page of the set.
@@ -53,7 +53,7 @@ pub struct BlockDensity {
     pub density_pct: Vec<Bar>,
 }
 
-/// What `reapvm working-set show` says of a working set.
+/// **Unstable.** What `reapvm working-set show` says of a working set.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SetLayout {
     /// Of how many recordings it was made.

@@ -51,7 +51,7 @@ const ACTIVE: u64 = 1 << 6;
 const COMPOUND: u64 = 1 << 15 | 1 << 16 | 1 << 22;
 const ZERO_PAGE: u64 = 1 << 24;
 
-/// Why it cannot be said which pages were touched.
+/// **Unstable.** Why it cannot be said which pages were touched.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum TouchProbeError {
     /// A file of the kernel's cannot be read.
@@ -76,7 +76,7 @@ pub enum TouchProbeError {
     Regions(#[from] RegionError),
 }
 
-/// What became of the pages of a set that were put in place before the guest ran.
+/// **Unstable.** What became of the pages of a set that were put in place before the guest ran.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TouchedPages {
     /// Guest-physical addresses of pages that the guest touched.
@@ -88,7 +88,7 @@ pub struct TouchedPages {
     pub unknown_pages: u64,
 }
 
-/// Reads the kernel's marks of this process's pages.
+/// **Unstable.** Reads the kernel's marks of this process's pages.
 #[derive(Debug)]
 pub struct TouchProbe {
     pagemap: File,

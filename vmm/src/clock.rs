@@ -1,4 +1,4 @@
-//! The host's clocks. Every mark and every trace record stands on the monotonic one.
+//! **Unstable.** The host's clocks. Every mark and every trace record stands on the monotonic one.
 
 /// CLOCK_MONOTONIC in nanoseconds.
 pub fn monotonic_ns() -> u64 {

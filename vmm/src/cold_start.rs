@@ -1,4 +1,4 @@
-//! One cold start, with its marks: from the launcher's exec to the whole response.
+//! **Unstable.** One cold start, with its marks: from the launcher's exec to the whole response.
 
 mod set_use;
 

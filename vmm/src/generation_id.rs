@@ -1,4 +1,4 @@
-//! The generation id: tells a guest that it is another copy of itself, so that it draws new random
+//! **Unstable.** The generation id: tells a guest that it is another copy of itself, so that it draws new random
 //! numbers (Microsoft, "Virtual Machine Generation ID"; Linux's driver `vmgenid`).
 
 use reapvm_devices::GuestMemory;

@@ -1,4 +1,4 @@
-//! The in-kernel interrupt controllers and timer: PIC, IOAPIC, LAPIC, PIT, kvmclock.
+//! **Unstable.** The in-kernel interrupt controllers and timer: PIC, IOAPIC, LAPIC, PIT, kvmclock.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What this process holds in memory.
+//! **Unstable.** What this process holds in memory.
 
 use std::fs;
 use std::io;

@@ -1,4 +1,4 @@
-//! What a fault trace tells: statistics, exports and reports.
+//! **Unstable.** What a fault trace tells: statistics, exports and reports.
 //!
 //! | part | what it does |
 //! |---|---|

@@ -20,7 +20,8 @@ use crate::working_set::{WorkingSet, WorkingSetError};
 
 /// Temporary files that have not been written to for so long are those of processes that died.
 const LEFTOVER_AGE: Duration = Duration::from_secs(600);
-/// Why a working set did not evolve.
+
+/// **Unstable.** Why a working set did not evolve.
 #[derive(Debug, thiserror::Error)]
 pub enum EvolutionError {
     /// The set.
@@ -34,7 +35,7 @@ pub enum EvolutionError {
     Lock(#[from] LockError),
 }
 
-/// What a start is to do.
+/// **Unstable.** What a start is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Plan {
     /// Prefetch the set.
@@ -43,7 +44,7 @@ pub enum Plan {
     Record(RecordReason),
 }
 
-/// What a recording did to the set.
+/// **Unstable.** What a recording did to the set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recorded {
     /// Pages of the set now.
@@ -66,7 +67,7 @@ pub struct Recorded {
     pub state_reset: Option<String>,
 }
 
-/// What a prefetch did to the set.
+/// **Unstable.** What a prefetch did to the set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Prefetched {
     /// Missed pages that joined the set.
@@ -77,7 +78,7 @@ pub struct Prefetched {
     pub state_reset: Option<String>,
 }
 
-/// The working set of a snapshot and its state, as they change from run to run.
+/// **Unstable.** The working set of a snapshot and its state, as they change from run to run.
 #[derive(Clone, Debug)]
 pub struct EvolvingSet {
     /// The snapshot's directory.

@@ -38,7 +38,7 @@ const HEADER_BYTES: usize = 48;
 const CRC_OFFSET: usize = 36;
 const PAGE_BYTES: usize = 2;
 
-/// Why the state of a working set was not read, not written or is refused.
+/// **Unstable.** Why the state of a working set was not read, not written or is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkingSetStateError {
     /// It cannot be read.
@@ -121,7 +121,7 @@ pub(super) enum Defect {
     Corrupt(&'static str),
 }
 
-/// What is known of a working set beyond its pages.
+/// **Unstable.** What is known of a working set beyond its pages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkingSetState {
     /// [`WorkingSet::fingerprint`](crate::WorkingSet::fingerprint) of the set that it describes.

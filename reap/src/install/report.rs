@@ -17,7 +17,7 @@ pub enum ReadPath {
     PageCache,
 }
 
-/// What decides how many pages are in place when a guest is let go.
+/// **Unstable.** What decides how many pages are in place when a guest is let go.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LeadRule {
@@ -32,7 +32,7 @@ pub enum LeadRule {
     Pace,
 }
 
-/// What an install did and where its time went.
+/// **Unstable.** What an install did and where its time went.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct InstallReport {
     /// How it was done: never [`InstallMethod::Auto`] but in a report of nothing.

@@ -1,4 +1,4 @@
-//! Loading a kernel into guest memory and preparing what its boot protocol asks for.
+//! **Unstable.** Loading a kernel into guest memory and preparing what its boot protocol asks for.
 //!
 //! An ELF kernel that carries a PVH note is started by PVH, any other, and a bzImage, by Linux's
 //! 64-bit boot protocol (Documentation/arch/x86/boot.rst).

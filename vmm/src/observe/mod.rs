@@ -1,4 +1,4 @@
-//! Observing which pages a guest touches, and writing it down as a trace.
+//! **Unstable.** Observing which pages a guest touches, and writing it down as a trace.
 //!
 //! | source | of which modes | module |
 //! |---|---|---|

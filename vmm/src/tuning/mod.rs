@@ -1,4 +1,4 @@
-//! How a disk is best read: measured once, and kept with what tells the disk from others.
+//! **Unstable.** How a disk is best read: measured once, and kept with what tells the disk from others.
 
 mod measure;
 

@@ -1,4 +1,4 @@
-//! vCPUs: a named thread each, started paused.
+//! **Unstable.** vCPUs: a named thread each, started paused.
 //!
 //! A vCPU is paused by setting `immediate_exit` in its `kvm_run` page and then sending its
 //! thread a signal. Whichever comes first, a KVM_RUN that is about to start or one that is under
