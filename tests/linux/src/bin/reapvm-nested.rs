@@ -250,11 +250,17 @@ fn run_job(host: &NestedHost, job: &'static Job) -> Report {
             println!("[{}] {message}", job.name);
         });
         if runs == 1 && result.as_ref().is_ok_and(Outcome::may_be_repeated) {
-            println!(
-                "[{}] the nested host did not come through; once more",
-                job.name
-            );
-            continue;
+            match host.keep_log(job.name) {
+                Ok(log) => {
+                    println!(
+                        "[{}] the nested host did not come through, see {}; once more",
+                        job.name,
+                        log.display()
+                    );
+                    continue;
+                }
+                Err(error) => println!("[{}] {}", job.name, with_causes(&error)),
+            }
         }
         return Report {
             job,

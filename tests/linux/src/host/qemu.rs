@@ -101,6 +101,17 @@ impl NestedHost {
         self.folder.join(format!("{job}.log"))
     }
 
+    /// Takes the console of a job's run aside, so that the next one leaves it alone. Returns where it is.
+    ///
+    /// # Errors
+    /// [`QemuError::Log`].
+    pub fn keep_log(&self, job: &str) -> Result<PathBuf, QemuError> {
+        let kept = self.folder.join(format!("first-run-{job}.log"));
+        std::fs::rename(self.log_path(job), &kept)
+            .map(|()| kept.clone())
+            .map_err(|source| QemuError::Log { path: kept, source })
+    }
+
     fn command(&self, job: &Job, scratch: &str, monitor: &Path) -> Command {
         let mut command = Command::new("qemu-system-x86_64");
         // One CPU: with two, QEMU 7.2 sometimes breaks the nested host's kernel.

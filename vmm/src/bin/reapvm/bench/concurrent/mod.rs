@@ -177,7 +177,7 @@ fn measure_cell(
             ready,
             arguments.max_reading,
             mode,
-            arguments.install.method,
+            &arguments.install,
         )?),
     };
     let mut runs = Vec::new();

@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 use reapvm::clock;
 use reapvm::cold_start::{ColdStart, ColdStartReport, WorkingSetOptions};
 use reapvm::config::Overrides;
-use reapvm_reap::{InstallMethod, InstallOptions, MemoryRestoreMode};
+use reapvm_reap::{InstallOptions, MemoryRestoreMode};
 use serde_json::{Value, json};
 
 use super::super::{TIMEOUT, worker};
+use crate::cli::InstallArguments;
 use crate::serve::protocol::{Invocation, InvocationResult};
 use crate::serve::{Connection, invocation_request};
 
@@ -135,7 +136,7 @@ impl Server {
         ready: usize,
         max_reading: u32,
         mode: MemoryRestoreMode,
-        install: InstallMethod,
+        install: &InstallArguments,
     ) -> Result<Self, Box<dyn Error>> {
         // Not beside the snapshots: the path of a socket is short.
         let scratch = tempfile::tempdir()?;
@@ -144,7 +145,8 @@ impl Server {
         let mut command = Command::new(std::env::current_exe()?);
         command
             .args(["serve", "--memory", mode.as_str()])
-            .args(["--install", install.as_str()])
+            .args(["--install", install.method.as_str()])
+            .args(install.pre_fault.then_some("--pre-fault"))
             .arg("--ready")
             .arg(ready.to_string())
             .arg("--max-running")
