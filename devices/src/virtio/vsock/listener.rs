@@ -16,6 +16,9 @@ pub(super) struct Listener {
     path: PathBuf,
     /// Device and inode of the file: what somebody else put in its place is not removed.
     file: Option<(u64, u64)>,
+    /// Given up for the client that comes when no other descriptor is left: a client that stays in
+    /// the backlog would wake the event loop for ever.
+    spare: Option<UnixListener>,
 }
 
 fn identity(path: &Path) -> Option<(u64, u64)> {
@@ -35,13 +38,18 @@ impl Listener {
                 }
             }
         })?;
-        let listener = Self {
+        let mut listener = Self {
             socket,
             path: path.into(),
             file: identity(path),
+            spare: None,
         };
-        match listener.socket.set_nonblocking(true) {
-            Ok(()) => Ok(listener),
+        let ready = listener.socket.set_nonblocking(true);
+        match ready.and_then(|()| listener.socket.try_clone()) {
+            Ok(spare) => {
+                listener.spare = Some(spare);
+                Ok(listener)
+            }
             Err(source) => Err(VsockError::Listen {
                 path: path.into(),
                 source,
@@ -53,9 +61,20 @@ impl Listener {
         &self.socket
     }
 
-    /// The next client, non-blocking.
-    pub(super) fn accept(&self) -> io::Result<UnixStream> {
-        let (stream, _) = self.socket.accept()?;
+    /// The next client, non-blocking. When this process or the host has no descriptor for it, the
+    /// client is sent away, and that is the error.
+    pub(super) fn accept(&mut self) -> io::Result<UnixStream> {
+        let stream = match self.socket.accept() {
+            Ok((stream, _)) => stream,
+            Err(err) => {
+                if matches!(err.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
+                    self.spare = None;
+                    drop(self.socket.accept());
+                    self.spare = self.socket.try_clone().ok();
+                }
+                return Err(err);
+            }
+        };
         stream.set_nonblocking(true)?;
         Ok(stream)
     }

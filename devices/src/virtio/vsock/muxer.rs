@@ -57,6 +57,8 @@ pub(super) struct Muxer {
     resets: VecDeque<Header>,
     next_token: u64,
     next_host_port: u32,
+    /// That clients cannot be accepted is told once: they could fill a log with it.
+    told_of_accept: bool,
 }
 
 impl Muxer {
@@ -89,6 +91,7 @@ impl Muxer {
             resets: VecDeque::new(),
             next_token: FIRST_STREAM_TOKEN,
             next_host_port: FIRST_HOST_PORT,
+            told_of_accept: false,
         };
         Ok((muxer, handle))
     }
@@ -161,14 +164,17 @@ impl Muxer {
 
     fn accept(&mut self, driver_up: bool) {
         for _ in 0..MAX_ACCEPTS_PER_TURN {
-            let Some(listener) = &self.listener else {
+            let Some(listener) = &mut self.listener else {
                 return;
             };
             let stream = match listener.accept() {
                 Ok(stream) => stream,
                 Err(err) if err.kind() == ErrorKind::WouldBlock => return,
                 Err(err) => {
-                    tracing::warn!(%err, "vsock: cannot accept a client");
+                    if !self.told_of_accept {
+                        self.told_of_accept = true;
+                        tracing::warn!(%err, "vsock: cannot accept a client; further ones are not told");
+                    }
                     return;
                 }
             };

@@ -172,6 +172,47 @@ fn connections_are_bounded() {
     assert!(!is_at_end(&mut streams[MAX_CONNECTIONS - 1]));
 }
 
+/// In a process of its own: the limit is that of the process.
+#[test]
+#[ignore = "run by the test after this one"]
+fn child_without_descriptors() {
+    let (_dir, path) = socket_dir();
+    let mut guest = Guest::boot(Some(&path));
+    let mut waiting = client(&path, "");
+    // One descriptor for the client's end, none for the device's.
+    let highest = {
+        use std::os::fd::AsRawFd;
+        std::fs::File::open("/dev/null").unwrap().as_raw_fd()
+    };
+    let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.current = Some(highest as u64);
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).unwrap();
+    guest.driver.run();
+    assert!(is_at_end(&mut waiting));
+
+    limit.current = Some(highest as u64 + 64);
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).unwrap();
+    let mut after = client(&path, "CONNECT 5000\n");
+    let (request, _) = guest.recv_one();
+    assert_eq!((request.op, request.dst_port), (op::REQUEST, PORT));
+    assert!(!is_at_end(&mut after));
+    println!("sent away");
+}
+
+#[test]
+fn a_client_for_whom_no_descriptor_is_left_is_sent_away() {
+    let child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--nocapture", "child_without_descriptors"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&child.stdout).into_owned();
+    assert!(
+        child.status.success() && said.contains("sent away"),
+        "{said}{}",
+        String::from_utf8_lossy(&child.stderr)
+    );
+}
+
 #[test]
 fn a_device_without_a_driver_sends_everyone_away() {
     let (_dir, path) = socket_dir();

@@ -39,3 +39,12 @@ pub(crate) fn run(command: Command, process_start_ns: u64) -> CommandResult {
         Command::Image(command) => image::run(command),
     }
 }
+
+/// A descriptor a connection, a client, a machine: the usual soft limit of 1024 is soon met.
+pub(crate) fn raise_descriptor_limit() {
+    let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = rustix::process::setrlimit(rustix::process::Resource::Nofile, limit) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+}

@@ -59,6 +59,7 @@ pub(super) fn run_to_its_end(
     termination: Termination,
     timeout: Option<Duration>,
 ) -> CommandResult {
+    super::raise_descriptor_limit();
     let exits = Arc::clone(machine.exits());
     termination.on_signal(move |_| exits.end(GuestExit::Stopped))?;
     let terminal = match serial {

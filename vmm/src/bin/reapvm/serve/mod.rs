@@ -65,7 +65,7 @@ pub(crate) fn run(arguments: Serve) -> CommandResult {
             .into());
         }
     }
-    raise_descriptor_limit();
+    crate::command::raise_descriptor_limit();
     // Before any thread is started: they all inherit the blocked signals, and so do the workers,
     // whom the server ends itself.
     let termination = watch_termination()?;
@@ -79,13 +79,4 @@ pub(crate) fn run(arguments: Serve) -> CommandResult {
         Some(signal) => ExitCode::from(128 + signal),
         None => ExitCode::SUCCESS,
     })
-}
-
-/// A descriptor a client and one a machine: the usual soft limit of 1024 is soon met.
-fn raise_descriptor_limit() {
-    let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    limit.current = limit.maximum;
-    if let Err(error) = rustix::process::setrlimit(rustix::process::Resource::Nofile, limit) {
-        tracing::warn!(%error, "cannot raise the limit of open files");
-    }
 }
