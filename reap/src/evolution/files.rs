@@ -2,8 +2,9 @@
 //!
 //! Both files are replaced by rename, so that whoever reads one sees the old one or the new one.
 //! Whoever changes them holds a lock on the snapshot's directory (flock), which the system takes
-//! back from a process that dies, and which keeps another snapshot from taking the place of this one. The set is written first: who dies between the two leaves a state
-//! that describes another set, and that says nothing.
+//! back from a process that dies, and which keeps another snapshot from taking the place of this
+//! one. The set is written first: who dies between the two leaves a state that describes another
+//! set, and that says nothing.
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -9,8 +9,8 @@ use super::{InstallError, InstallReport, LeadRule};
 use crate::touch_curve::TouchCurve;
 use crate::working_set::WorkingSet;
 
-/// What a guest of which no more is known is let go with at least, in pages: what restoring it and taking the first request
-/// touch.
+/// What a guest of which no more is known is let go with at least, in pages: what restoring it and
+/// taking the first request touch.
 const MIN_LEAD_PAGES: u64 = 128;
 
 /// How long such a guest takes from one page to the next, in nanoseconds: the fault by
@@ -155,8 +155,9 @@ impl Progress {
 }
 
 /// How many of `total` pages have to be in place so that a guest which then takes them in order,
-/// at the pace of one of which no more is known, finds each there, if the install goes on as fast as it brought `placed` in `elapsed_ns`: the
-/// install of the rest takes no longer than the guest takes for all.
+/// at the pace of one of which no more is known, finds each there, if the install goes on as fast as
+/// it brought `placed` in `elapsed_ns`: the install of the rest takes no longer than the guest takes
+/// for all.
 fn lead_pages(total: u64, placed: u64, elapsed_ns: u64) -> u64 {
     let least = MIN_LEAD_PAGES.min(total);
     if placed < least {
