@@ -39,6 +39,7 @@
     )
 )]
 
+pub mod averages;
 mod error_chain;
 mod evolution;
 mod extents;

@@ -18,9 +18,8 @@ use reapvm_reap::{
     Access, DEFAULT_SPIN, MemoryRegion, PageState, Pager, PagerConfig, PagerError, PagerHooks,
     Phase, ServeError, SnapshotPageSource, UffdError,
 };
-use reapvm_snapshot::{
-    HostInfo, MEMORY_FILE, ManifestParts, RegionInfo, Snapshot, SnapshotWriter, StateFile,
-};
+use reapvm_snapshot::MEMORY_FILE;
+use support::snapshot::write_snapshot;
 use support::{
     GuestMemory, PAGE, TestSource, Trouble, expected_page, failure_of, pager, pager_with, phase,
     shuffled, within_time,
@@ -401,36 +400,6 @@ fn a_source_that_panics_is_a_failure_too() {
     );
     drop(pager);
     within_time(move || vcpu.join().unwrap());
-}
-
-fn write_snapshot(dir: &std::path::Path, pages: u64) -> Arc<Snapshot> {
-    let size_bytes = pages * PAGE as u64;
-    let mut writer = SnapshotWriter::create(dir).unwrap();
-    writer.write_state(&StateFile::new()).unwrap();
-    let mut memory = writer.memory_writer(size_bytes).unwrap();
-    for page in 0..pages {
-        let gpa = page * PAGE as u64;
-        memory.write_pages(gpa, &expected_page(gpa)).unwrap();
-    }
-    memory.finish().unwrap();
-    writer
-        .finish(ManifestParts {
-            creator: "test".to_owned(),
-            vm: serde_json::json!({}),
-            host: HostInfo {
-                cpu_vendor: String::new(),
-                cpu_model: String::new(),
-                kernel_release: String::new(),
-            },
-            regions: vec![RegionInfo {
-                gpa: 0,
-                size_bytes,
-                file_offset: 0,
-            }],
-            booted_resident_bytes: 0,
-        })
-        .unwrap();
-    Arc::new(Snapshot::open(dir).unwrap())
 }
 
 #[test]

@@ -4,11 +4,10 @@ use std::error::Error;
 use std::io;
 
 use reapvm_reap::page_cache;
-use reapvm_snapshot::{
-    HostInfo, ManifestParts, MemoryReader, RegionInfo, Snapshot, SnapshotWriter, StateFile,
-};
+use reapvm_snapshot::MemoryReader;
 use reapvm_test_support::FailingDisk;
 
+use super::support::snapshot::write_snapshot;
 use super::*;
 
 /// How much of a file can be read.
@@ -104,37 +103,6 @@ fn tables_that_cannot_be_read_are_an_error_by_every_method() {
     }
 }
 
-/// A snapshot in `dir` with the pages of the tests.
-fn write_snapshot(dir: &Path) -> Arc<Snapshot> {
-    let mut writer = SnapshotWriter::create(dir).unwrap();
-    writer.write_state(&StateFile::new()).unwrap();
-    let size_bytes = (PAGES * PAGE) as u64;
-    let mut memory = writer.memory_writer(size_bytes).unwrap();
-    for page in 0..PAGES as u64 {
-        let gpa = page * PAGE as u64;
-        memory.write_pages(gpa, &expected_page(gpa)).unwrap();
-    }
-    memory.finish().unwrap();
-    writer
-        .finish(ManifestParts {
-            creator: "test".to_owned(),
-            vm: serde_json::json!({}),
-            host: HostInfo {
-                cpu_vendor: String::new(),
-                cpu_model: String::new(),
-                kernel_release: String::new(),
-            },
-            regions: vec![RegionInfo {
-                gpa: 0,
-                size_bytes,
-                file_offset: 0,
-            }],
-            booted_resident_bytes: 0,
-        })
-        .unwrap();
-    Arc::new(Snapshot::open(dir).unwrap())
-}
-
 #[test]
 fn memory_that_cannot_be_read_fails_the_install_from_it() {
     let Some((dir, disk)) = failing_disk() else {
@@ -142,7 +110,7 @@ fn memory_that_cannot_be_read_fails_the_install_from_it() {
     };
     let set_path = dir.path().join("working-set");
     write_set(&set_path, &touched_pages());
-    let snapshot = write_snapshot(&disk.dir().join("snapshot"));
+    let snapshot = write_snapshot(&disk.dir().join("snapshot"), PAGES);
     let memory_path = snapshot.dir().join(reapvm_snapshot::MEMORY_FILE);
     let reader = MemoryReader::open(snapshot).unwrap();
     // Or it could not be read any more, either.

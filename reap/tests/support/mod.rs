@@ -7,6 +7,8 @@
     reason = "a test fails by panicking, and each test binary uses a part of this"
 )]
 
+pub mod snapshot;
+
 use std::ffi::c_void;
 use std::ptr;
 use std::sync::Arc;

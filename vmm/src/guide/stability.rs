@@ -23,6 +23,7 @@
 //! | [`reapvm_reap::EvolvingSet`], [`reapvm_reap::EvolutionRules`], [`reapvm_reap::EvolutionError`], [`reapvm_reap::Plan`], [`reapvm_reap::Prefetched`], [`reapvm_reap::Recorded`], [`reapvm_reap::RecordReason`], [`reapvm_reap::WorkingSetState`], [`reapvm_reap::WorkingSetStateError`] | research that goes on: sets that follow their function |
 //! | [`reapvm_reap::TouchProbe`], [`reapvm_reap::TouchedPages`], [`reapvm_reap::TouchProbeError`] | research that goes on: which pages a guest used |
 //! | [`reapvm_reap::SetLayout`], [`reapvm_reap::BlockDensity`], [`reapvm_reap::TouchedBy`], [`reapvm_reap::Bar`] | research that goes on: how sets lie in memory |
+//! | [`reapvm_reap::averages`] | what the programs share |
 //! | [`reapvm_reap::InstallReport`], [`reapvm_reap::LeadRule`] | they get fields and rules |
 //! | `reapvm_devices`, `reapvm_analysis` | devices follow what guests need; reports follow their readers |
 //!

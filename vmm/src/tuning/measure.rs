@@ -7,6 +7,7 @@
 
 use std::path::Path;
 
+use reapvm_reap::averages;
 use reapvm_reap::{InstallMethod, InstallOptions, InstallTrial, ReadPath, TrialError};
 
 use super::{Tuning, TuningError};
@@ -150,9 +151,9 @@ fn median_ratio(own: &Times, base: &Times) -> f64 {
     )
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+/// Of no times it is no number, which is neither faster nor slower than any.
+fn median(values: Vec<f64>) -> f64 {
+    averages::median(values).unwrap_or(f64::NAN)
 }
 
 /// The combination with the least memory in flight of those that are as fast as the best.

@@ -3,11 +3,12 @@
 //! The paper's figures are those of "Benchmarking, Analysis, and Optimization of Serverless Function
 //! Snapshots" (ASPLOS'21) and of its extended abstract. Everything else is computed.
 
+use reapvm_reap::averages::{mean, median};
 use reapvm_reap::study::{StartKind, Study};
 
 use super::findings::Function;
 use super::linux::LinuxFigures;
-use super::numbers::{mean, median, percent, range};
+use super::numbers::{percent, range};
 use super::readahead::{LINUX_WINDOW, Shape};
 use super::tables::mean_readahead;
 

@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
+use reapvm_reap::averages::{mean, median};
 use reapvm_reap::study::{FunctionMeasurements, Start, StartKind, Study};
 use reapvm_snapshot::SnapshotId;
 
 use super::StudyError;
 use super::invocation::Invocation;
-use super::numbers::{mean, median, percent};
+use super::numbers::percent;
 use super::readahead::{self, Outcome, Shape};
 use super::sets::{self, Fit, Reuse};
 use super::symbols::{GuestSymbols, SymbolFindings};

@@ -1,7 +1,9 @@
 //! Pages that invocations share, and how well the recordings of some fit another one.
 
 use super::invocation::Invocation;
-use super::numbers::{mean, percent};
+use reapvm_reap::averages::mean;
+
+use super::numbers::percent;
 use crate::page_set::PageSet;
 
 /// How much invocations share, on average over pairs of them.

@@ -2,11 +2,11 @@
 
 mod function;
 
+use reapvm_reap::averages::mean;
 use reapvm_reap::study::StartKind;
 
 use super::findings::Function;
 use super::invocation::PARTS;
-use super::numbers::mean;
 use super::readahead::{Shape, WINDOWS};
 use super::tables::{Tables, mean_readahead};
 use crate::dataset::Dataset;

@@ -1,12 +1,13 @@
 //! Tables of what starts touch.
 
+use reapvm_reap::averages::mean;
 use reapvm_reap::study::Study;
 
 use super::FUNCTION;
 use crate::dataset::{Column, Dataset, count, number, text};
 use crate::study::findings::Function;
 use crate::study::invocation::PARTS;
-use crate::study::numbers::{mean, percent};
+use crate::study::numbers::percent;
 use crate::study::readahead::{Shape, WINDOWS};
 use crate::study::sets::Reuse;
 

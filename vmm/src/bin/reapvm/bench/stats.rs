@@ -1,5 +1,6 @@
 //! The figures of a series of runs.
 
+use reapvm_reap::averages;
 use serde::Serialize;
 
 /// Order statistics of a series, in the unit of its values.
@@ -20,13 +21,7 @@ fn percentile(sorted: &[f64], percent: f64) -> f64 {
 
 /// The median; 0 for an empty series.
 pub(crate) fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    match sorted.len() {
-        0 => 0.0,
-        n if n % 2 == 1 => sorted[n / 2],
-        n => (sorted[n / 2 - 1] + sorted[n / 2]) / 2.0,
-    }
+    averages::median(values.iter().copied()).unwrap_or_default()
 }
 
 /// Summarises a series; all zero for an empty one.
@@ -46,20 +41,12 @@ pub(crate) fn summarise(values: &[f64]) -> Summary {
 
 /// Arithmetic mean; 0 for an empty series.
 pub(crate) fn mean(values: &[f64]) -> f64 {
-    if values.is_empty() {
-        0.0
-    } else {
-        values.iter().sum::<f64>() / values.len() as f64
-    }
+    averages::mean(values.iter().copied()).unwrap_or_default()
 }
 
 /// Geometric mean of positive values; 0 for an empty series.
 pub(crate) fn geometric_mean(values: &[f64]) -> f64 {
-    if values.is_empty() {
-        0.0
-    } else {
-        (values.iter().map(|value| value.ln()).sum::<f64>() / values.len() as f64).exp()
-    }
+    averages::mean(values.iter().map(|value| value.ln())).map_or(0.0, f64::exp)
 }
 
 #[cfg(test)]
