@@ -3,9 +3,11 @@
 
 use std::time::Duration;
 
-/// How virtio_net's `virtnet_tx_timeout` begins, and what stands before and behind the time.
-const TX_TIMEOUT: &str = ": TX timeout on queue: ";
-const AGO: &str = " usecs ago";
+/// How `dev_watchdog` reports a queue, and what stands before and behind the time. virtio_net, which it
+/// then calls, says a time too, but looks anew: another processor may have sent a frame by then.
+const WATCHDOG: &str = ": NETDEV WATCHDOG: ";
+const TIMED_OUT: &str = " timed out ";
+const MS: &str = " ms";
 
 /// A report of the network watchdog: a queue stood still.
 #[derive(Debug, PartialEq, Eq)]
@@ -36,18 +38,18 @@ pub fn time_of(log: &str, what: &str) -> Option<Duration> {
 /// If a line of it cannot be read.
 pub fn tx_timeouts(log: &str) -> Vec<TxTimeout> {
     log.lines()
-        .filter(|line| line.contains(TX_TIMEOUT))
+        .filter(|line| line.contains(WATCHDOG))
         .map(|line| {
-            let ago = line.split_once(AGO).and_then(|(before, _)| {
-                let (_, micros) = before.rsplit_once(' ')?;
-                Some(Duration::from_micros(micros.parse().ok()?))
+            let ago = line.split_once(TIMED_OUT).and_then(|(_, behind)| {
+                let millis = behind.trim_end().strip_suffix(MS)?;
+                Some(Duration::from_millis(millis.parse().ok()?))
             });
             match (time(line), ago) {
                 (Some(said), Some(ago)) => TxTimeout {
                     said,
                     handed_over: said.saturating_sub(ago),
                 },
-                _ => panic!("this is not as virtio_net says it: {line}"),
+                _ => panic!("this is not as the watchdog says it: {line}"),
             }
         })
         .collect()
@@ -62,7 +64,7 @@ mod tests {
         let log = "<5>[    0.000000] Linux version 6.12\n\
             <12>[    2.500000] guest-init: eth0 is up\n\
             <2>[   21.140010] virtio_net virtio1 eth0: NETDEV WATCHDOG: CPU: 0: transmit queue 0 timed out 18600 ms\n\
-            <3>[   21.140020] virtio_net virtio1 eth0: TX timeout on queue: 0, sq: output.0, vq: 0x1, name: output.0, 18600000 usecs ago\n";
+            <3>[   21.140020] virtio_net virtio1 eth0: TX timeout on queue: 0, sq: output.0, vq: 0x1, name: output.0, 32000 usecs ago\n";
         assert_eq!(
             time_of(log, "eth0 is up"),
             Some(Duration::from_millis(2500))
@@ -71,8 +73,8 @@ mod tests {
         assert_eq!(
             tx_timeouts(log),
             [TxTimeout {
-                said: Duration::from_micros(21_140_020),
-                handed_over: Duration::from_micros(2_540_020),
+                said: Duration::from_micros(21_140_010),
+                handed_over: Duration::from_micros(2_540_010),
             }]
         );
     }

@@ -125,7 +125,15 @@ impl Vm {
     /// # Panics
     /// If it does not say so.
     pub fn boot(series: &str, image: Image, more: &[&str]) -> Self {
-        let vm = Self::start(series, image, CMDLINE, more);
+        Self::boot_with(series, image, CMDLINE, more)
+    }
+
+    /// As [`boot`](Self::boot), with another command line.
+    ///
+    /// # Panics
+    /// If the guest does not say that it is ready.
+    pub fn boot_with(series: &str, image: Image, cmdline: &str, more: &[&str]) -> Self {
+        let vm = Self::start(series, image, cmdline, more);
         if !vm.console.wait_for_line(PATIENCE, READY_LINE) {
             vm.fail("the guest did not get ready");
         }
