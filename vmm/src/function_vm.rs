@@ -19,8 +19,9 @@ const READY_LINE: &str = "ready";
 const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long to wait before the next connection request.
 const PROBE_PAUSE: Duration = Duration::from_millis(20);
-/// How long the guest may take to let go of the warm-up's connection.
-const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the guest may take to let go of the warm-up's connection: milliseconds, but more than 5 s
+/// were seen on a busy machine that emulates the guest's processor.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A function could not be brought to the point where it can be saved.
 #[derive(Debug, Error)]
