@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -9,6 +10,8 @@ use std::thread::JoinHandle;
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::vcpu::panic_text;
 
 /// A device on the event loop.
 pub(super) type Subscriber = Arc<Mutex<dyn MutEventSubscriber + Send>>;
@@ -100,16 +103,23 @@ impl EventLoop {
             .name("devices".into())
             .stack_size(512 << 10)
             .spawn(move || {
-                while !stopped.load(Ordering::Acquire) {
-                    match manager.run() {
-                        Ok(_) => {}
-                        // A signal; there is nothing to handle but to wait again.
-                        Err(event_manager::Error::Epoll(error)) if error.errno() == libc::EINTR => {
-                        }
-                        Err(error) => {
-                            return on_failure(error.to_string());
+                let handled = panic::catch_unwind(AssertUnwindSafe(|| {
+                    while !stopped.load(Ordering::Acquire) {
+                        match manager.run() {
+                            Ok(_) => {}
+                            // A signal; there is nothing to handle but to wait again.
+                            Err(event_manager::Error::Epoll(error))
+                                if error.errno() == libc::EINTR => {}
+                            Err(error) => return Err(error.to_string()),
                         }
                     }
+                    Ok(())
+                }));
+                let result = handled.unwrap_or_else(|payload| {
+                    Err(format!("a device panicked: {}", panic_text(&*payload)))
+                });
+                if let Err(reason) = result {
+                    on_failure(reason);
                 }
             })
             .map_err(EventLoopError::Thread)?;
@@ -129,5 +139,28 @@ impl Drop for EventLoop {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_device_that_panics_is_a_failure_of_the_machine() {
+        let event = EventFd::new(EFD_NONBLOCK).unwrap();
+        let device = OnEvent::new(event.try_clone().unwrap(), || panic!("no such state"));
+        let (sender, failures) = channel();
+        let event_loop = EventLoop::start(vec![Arc::new(Mutex::new(device))], move |reason| {
+            sender.send(reason).unwrap();
+        })
+        .unwrap();
+        event.write(1).unwrap();
+        let reason = failures.recv_timeout(Duration::from_secs(60)).unwrap();
+        assert_eq!(reason, "a device panicked: no such state");
+        drop(event_loop);
     }
 }

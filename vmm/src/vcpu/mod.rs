@@ -12,5 +12,6 @@ mod state;
 
 pub use exit::{GuestExit, VcpuRunError};
 pub use handle::{VcpuError, VcpuHandle};
+pub(crate) use run_loop::panic_text;
 pub use run_loop::{FirstRun, VcpuContext};
 pub use state::{VcpuState, VcpuStateError, restore as restore_state};

@@ -1,5 +1,7 @@
 //! What a vCPU's thread does.
 
+use std::any::Any;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError};
@@ -89,7 +91,7 @@ pub(super) fn run(
                 Err(TryRecvError::Disconnected) => return vcpu,
             }
         } else if running {
-            match step(&mut vcpu, index, context) {
+            match guarded_step(&mut vcpu, index, context) {
                 Step::Continue => continue,
                 Step::Kicked => {
                     look = true;
@@ -131,6 +133,24 @@ enum Step {
     Continue,
     Kicked,
     Ended(GuestExit),
+}
+
+/// As [`step`]. A device that panics ends the machine: its guest would wait for it for ever, and its
+/// owner for the guest.
+fn guarded_step(vcpu: &mut VcpuFd, index: u8, context: &VcpuContext) -> Step {
+    panic::catch_unwind(AssertUnwindSafe(|| step(vcpu, index, context))).unwrap_or_else(|payload| {
+        Step::Ended(GuestExit::DevicesFailed(format!(
+            "a device panicked on the thread of vCPU {index}: {}",
+            panic_text(&*payload)
+        )))
+    })
+}
+
+/// What a panic said.
+pub(crate) fn panic_text(payload: &(dyn Any + Send)) -> &str {
+    let text = payload.downcast_ref::<&str>().copied();
+    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("it did not say why")
 }
 
 fn step(vcpu: &mut VcpuFd, index: u8, context: &VcpuContext) -> Step {
@@ -215,6 +235,9 @@ fn internal_error(vcpu: &mut VcpuFd) -> String {
 
 #[cfg(test)]
 mod tests {
+    use kvm_bindings::kvm_userspace_memory_region;
+    use reapvm_devices::BusDevice;
+
     use super::*;
 
     #[test]
@@ -238,5 +261,76 @@ mod tests {
         sregs.cr0 &= !CR0_PE;
         sregs.cs.base = 0;
         assert!(!is_reset(&regs, &sregs));
+    }
+
+    struct Panics;
+
+    impl BusDevice for Panics {
+        fn read(&mut self, _offset: u64, _data: &mut [u8]) {}
+
+        fn write(&mut self, offset: u64, _data: &[u8]) {
+            panic!("nothing at {offset}");
+        }
+    }
+
+    #[test]
+    fn a_device_that_panics_ends_the_machine_and_not_its_vcpu() {
+        const CODE_GPA: u64 = 0x1000;
+        let kvm = Arc::new(Kvm::new().unwrap());
+        let vm = Arc::new(kvm.create_vm().unwrap());
+        let code = vm_memory::MmapRegion::<()>::new(0x1000).unwrap();
+        // out dx, al
+        // SAFETY: the region is one page, mapped and writable.
+        unsafe { code.as_ptr().write_volatile(0xee) };
+        let slot = kvm_userspace_memory_region {
+            guest_phys_addr: CODE_GPA,
+            memory_size: 0x1000,
+            userspace_addr: code.as_ptr() as u64,
+            ..Default::default()
+        };
+        // SAFETY: the region is mapped until the virtual machine is gone.
+        unsafe { vm.set_user_memory_region(slot) }.unwrap();
+        let vcpu = vm.create_vcpu(0).unwrap();
+        let mut sregs = vcpu.get_sregs().unwrap();
+        sregs.cs.base = 0;
+        sregs.cs.selector = 0;
+        vcpu.set_sregs(&sregs).unwrap();
+        let regs = kvm_regs {
+            rip: CODE_GPA,
+            rflags: 2,
+            rdx: 0x77,
+            ..kvm_regs::default()
+        };
+        vcpu.set_regs(&regs).unwrap();
+        let mut pio = Bus::new();
+        pio.insert(0x77, 1, Arc::new(std::sync::Mutex::new(Panics)))
+            .unwrap();
+        let (sender, exits) = std::sync::mpsc::channel();
+        let sender = std::sync::Mutex::new(sender);
+        let context = VcpuContext {
+            kvm,
+            vm: Arc::clone(&vm),
+            pio: Arc::new(pio),
+            mmio: Arc::new(Bus::new()),
+            exits: Arc::new(move |exit| sender.lock().unwrap().send(exit).unwrap()),
+            first_run: Arc::default(),
+        };
+        let handle = super::super::VcpuHandle::spawn(vcpu, 0, context).unwrap();
+        handle.resume().unwrap();
+        let exit = exits
+            .recv_timeout(std::time::Duration::from_secs(60))
+            .unwrap();
+        let GuestExit::DevicesFailed(reason) = exit else {
+            panic!("{exit:?}");
+        };
+        assert!(
+            reason.contains("vCPU 0") && reason.contains("nothing at 0"),
+            "{reason}"
+        );
+        // It still does what it is told.
+        handle.request_pause().unwrap().recv().unwrap();
+        drop(handle);
+        drop(vm);
+        drop(code);
     }
 }
