@@ -29,7 +29,7 @@ REPORTS ?=
 PICTURED := bench-results/report
 SPACE := $(subst ,, )
 # What bench-ladder starts.
-LADDER_FUNCTIONS ?= helloworld,json_serdes,rnn_serving
+LADDER_FUNCTIONS ?= helloworld,json_serdes,rnn_serving,memory_touch_8,memory_touch_96
 
 help: ## Name the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 20

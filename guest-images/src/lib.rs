@@ -4,13 +4,15 @@
 //! functions of `reapvm-functions`, and is embedded here: a binary that has this crate needs no
 //! other file to boot a function. See the README beside it for the protocols that it speaks.
 
-pub use reapvm_functions::{FUNCTIONS, FunctionInfo, SizeParameter, find, protocol};
+pub use reapvm_functions::{
+    EXTRA_FUNCTIONS, FUNCTIONS, FunctionInfo, SizeParameter, find, protocol,
+};
 
 /// The guest's image: a static ELF executable for x86-64, linked at guest-physical 0x100_0000.
 ///
 /// Its ELF entry is that of the 64-bit Linux boot protocol; a note gives the one for PVH. The
-/// kernel command line has to name one of [`FUNCTIONS`] (`function=NAME`) and to announce a
-/// virtio-mmio socket device (`virtio_mmio.device=`).
+/// kernel command line has to name one of [`FUNCTIONS`] or [`EXTRA_FUNCTIONS`] (`function=NAME`) and
+/// to announce a virtio-mmio socket device (`virtio_mmio.device=`).
 pub fn image() -> &'static [u8] {
     include_bytes!(env!("REAPVM_GUEST_IMAGE"))
 }
@@ -84,7 +86,7 @@ mod tests {
 
     #[test]
     fn the_image_holds_the_name_of_every_function() {
-        for function in &FUNCTIONS {
+        for function in FUNCTIONS.iter().chain(&EXTRA_FUNCTIONS) {
             let name = function.name.as_bytes();
             assert!(image().windows(name.len()).any(|window| window == name));
         }

@@ -92,8 +92,15 @@ fn video_processing() {
 }
 
 #[test]
+fn memory_touch() {
+    boots_and_computes("memory_touch_8");
+    boots_and_computes("memory_touch_96");
+}
+
+#[test]
 fn the_tests_above_are_all_functions() {
     assert_eq!(reapvm_guest_images::FUNCTIONS.len(), 10);
+    assert_eq!(reapvm_guest_images::EXTRA_FUNCTIONS.len(), 2);
 }
 
 #[test]

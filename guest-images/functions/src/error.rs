@@ -62,7 +62,8 @@ impl fmt::Display for FunctionError {
         match self {
             Self::UnknownFunction { name } => {
                 write!(f, "no function is named {name:?}: use one of")?;
-                for (index, info) in crate::FUNCTIONS.iter().enumerate() {
+                let all = crate::FUNCTIONS.iter().chain(&crate::EXTRA_FUNCTIONS);
+                for (index, info) in all.enumerate() {
                     let separator = if index == 0 { " " } else { ", " };
                     write!(f, "{separator}{}", info.name)?;
                 }

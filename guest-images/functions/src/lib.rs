@@ -8,9 +8,12 @@
 //! host use the very same code: the host reads [`FUNCTIONS`] for names, memory sizes and default
 //! inputs, the guest calls [`initialise`] once and [`protocol::handle_request`] for every line.
 //!
-//! Every function is served by a small interpreter with an imported library (`runtime`), as the
-//! Python of the original suite serves them: a booted function holds far more than one request
-//! touches, and what a request touches lies scattered over that heap.
+//! Two more ([`EXTRA_FUNCTIONS`]) only read memory, so that working sets of any size can be measured
+//! behind a guest.
+//!
+//! Every one of the ten functions is served by a small interpreter with an imported library
+//! (`runtime`), as the Python of the original suite serves them: a booted function holds far more
+//! than one request touches, and what a request touches lies scattered over that heap.
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -36,5 +39,5 @@ mod runtime;
 mod template;
 
 pub use error::FunctionError;
-pub use function::{FUNCTIONS, Function, FunctionInfo, find, initialise};
+pub use function::{EXTRA_FUNCTIONS, FUNCTIONS, Function, FunctionInfo, find, initialise};
 pub use parameters::SizeParameter;

@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
-use reapvm_functions::{FUNCTIONS, Function, find, initialise, protocol, reference};
+use reapvm_functions::{
+    EXTRA_FUNCTIONS, FUNCTIONS, Function, find, initialise, protocol, reference,
+};
 use serde_json_alloc::{self as serde_json, Value, json};
 
 /// Serves `input` as the guest does and returns the result.
@@ -171,8 +173,14 @@ fn video_processing() {
 }
 
 #[test]
+fn memory_touch() {
+    check("memory_touch_8", &[json!({"mib": 1})]);
+    check("memory_touch_96", &[json!({"mib": 3})]);
+}
+
+#[test]
 fn what_is_known_of_the_functions_is_consistent() {
-    for info in FUNCTIONS {
+    for info in FUNCTIONS.iter().chain(&EXTRA_FUNCTIONS) {
         assert!((128..=256).contains(&info.mem_mib), "{}", info.name);
         assert!(find(info.name).is_some() && !info.description.contains('\n'));
         // The default input spells out the seed and every size.
@@ -202,7 +210,10 @@ fn an_unknown_function_is_refused_with_the_names_of_all() {
     };
     let error = error.to_string();
     assert!(
-        FUNCTIONS.iter().all(|info| error.contains(info.name)),
+        FUNCTIONS
+            .iter()
+            .chain(&EXTRA_FUNCTIONS)
+            .all(|info| error.contains(info.name)),
         "{error}"
     );
     assert!(reference::check("hello", &json!({}), &json!({})).is_err());

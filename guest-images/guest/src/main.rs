@@ -18,7 +18,7 @@ mod vsock;
 use crate::serial::println;
 use crate::vsock::Vsock;
 use alloc::string::String;
-use reapvm_functions::{FUNCTIONS, Function, protocol};
+use reapvm_functions::{EXTRA_FUNCTIONS, FUNCTIONS, Function, protocol};
 use reapvm_guest::boot::{self, PhysicalMemory};
 use reapvm_guest::cmdline;
 use reapvm_guest::server::Server;
@@ -138,7 +138,8 @@ fn serve(mut vsock: Vsock, server: &mut Server, function: &mut dyn Function) -> 
 }
 
 fn function_names() -> String {
-    let names: alloc::vec::Vec<&str> = FUNCTIONS.iter().map(|function| function.name).collect();
+    let all = FUNCTIONS.iter().chain(&EXTRA_FUNCTIONS);
+    let names: alloc::vec::Vec<&str> = all.map(|function| function.name).collect();
     names.join(", ")
 }
 

@@ -12,6 +12,7 @@ mod updates;
 
 use std::path::{Path, PathBuf};
 
+use reapvm_guest_images::{EXTRA_FUNCTIONS, FUNCTIONS};
 use serde::{Deserialize, Serialize};
 
 pub use devices::{
@@ -159,17 +160,14 @@ impl VmConfig {
     /// # Errors
     /// [`ConfigError::UnknownFunction`].
     pub fn for_function(name: &str) -> Result<Self, ConfigError> {
-        let functions = reapvm_guest_images::FUNCTIONS;
-        let function = functions
-            .iter()
-            .find(|function| function.name == name)
-            .ok_or_else(|| {
-                let known: Vec<_> = functions.iter().map(|function| function.name).collect();
-                ConfigError::UnknownFunction {
-                    name: name.to_owned(),
-                    known: known.join(", "),
-                }
-            })?;
+        let function = reapvm_guest_images::find(name).ok_or_else(|| {
+            let known = FUNCTIONS.iter().chain(&EXTRA_FUNCTIONS);
+            let known: Vec<_> = known.map(|function| function.name).collect();
+            ConfigError::UnknownFunction {
+                name: name.to_owned(),
+                known: known.join(", "),
+            }
+        })?;
         Ok(Self {
             boot_source: BootSource {
                 kernel: Kernel::Builtin,

@@ -9,6 +9,7 @@ pub(crate) mod jpeg;
 pub(crate) mod json_serdes;
 pub(crate) mod lr_serving;
 pub(crate) mod lr_training;
+pub(crate) mod memory_touch;
 pub(crate) mod pyaes;
 pub(crate) mod rnn_serving;
 pub(crate) mod video_processing;

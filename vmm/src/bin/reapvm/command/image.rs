@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use reapvm_guest_images::{EXTRA_FUNCTIONS, FUNCTIONS};
+
 use super::CommandResult;
 use crate::cli::ImageCommand;
 
@@ -15,7 +17,7 @@ pub(super) fn run(command: ImageCommand) -> CommandResult {
             println!("{}: {} bytes", arguments.output.display(), image.len());
         }
         ImageCommand::List => {
-            for function in reapvm_guest_images::FUNCTIONS {
+            for function in FUNCTIONS.iter().chain(&EXTRA_FUNCTIONS) {
                 println!(
                     "{:<17} {:>4} MiB  {}",
                     function.name, function.mem_mib, function.description
