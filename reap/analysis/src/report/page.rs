@@ -51,7 +51,7 @@ section{display:inline-block;width:49%;margin-right:.5%;vertical-align:top;break
 svg{min-width:0}svg text{font-size:20px}.wide{overflow:visible}nav,summary{display:none}
 figcaption,section>p.soft,.legend{font-size:7pt}.legend i{print-color-adjust:exact}
 th,td{padding:.1rem .5rem .1rem 0}details table{font-size:6.5pt;line-height:1.25}
-details th,details td{padding:.05rem .3rem .05rem 0}
+details th,details td{padding:.05rem .3rem .05rem 0}details tbody th{overflow-wrap:anywhere}
 table.claims{min-width:0;font-size:8.5pt}table.claims tbody{break-inside:avoid}
 details:not([open],.short),h2.part~section details:not([open]){display:none}details::details-content{content-visibility:visible;block-size:auto}
 :root{--paper:#fff;--ink:#000;--soft:#333;--grid:#ccc;--box:#fff;--warn:#fff;--s0:#1f6fb2;--s1:#d9782d;
