@@ -13,8 +13,8 @@ NESTED := $(TARGET_DIR)/$(TARGET)/nested
 JOBS ?=
 SKIP ?=
 # The jobs that have passed four times or more, on a busy machine.
-LINUX_CI_JOBS := boot-6.1 bzimage network disk-6.1 disk-6.12 modes-6.1 modes-6.12 clones \
-	balloon-6.1 damage panic
+LINUX_CI_JOBS := boot-6.1 boot-6.12 bzimage big-memory network disk-6.1 disk-6.12 modes-6.1 modes-6.12 \
+	clones balloon-6.1 balloon-6.12 damage panic
 # Set when one of them needs the programs of the integration tests, which take long to build.
 INTEGRATION = $(if $(findstring integration,$(JOBS)),$(NESTED)/integration.json)
 # What semver compares with, and by what.
