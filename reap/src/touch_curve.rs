@@ -15,7 +15,7 @@ pub(crate) const MAX_POINTS: usize = 64;
 /// nothing that is computed with it overflows.
 pub(crate) const MAX_OWN_NS: u64 = 24 * 3600 * 1_000_000_000;
 
-/// A point of a [`TouchCurve`].
+/// A point of the line that says when a guest needs the pages of its working set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CurvePoint {
     /// Number of a page, from 0, among those of the set that have data, in the order of
