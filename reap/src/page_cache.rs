@@ -4,12 +4,20 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Advice, fadvise};
 use thiserror::Error;
 
 /// SYS_cachestat: the same number on every architecture (Linux 6.5 and later).
 const SYS_CACHESTAT: libc::c_long = 451;
+
+/// How long pages may stay that something holds for the moment: a read of a process that has just
+/// ended, which is still under way.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long to wait before the next try.
+const PAUSE: Duration = Duration::from_millis(2);
 
 /// A file could not be made cold.
 #[derive(Debug, Error)]
@@ -130,6 +138,10 @@ fn cached_pages_by_mincore(file: &File) -> io::Result<u64> {
 /// # Errors
 /// [`ColdError`]; a file that is still partly cached is an error.
 pub fn evict(path: &Path) -> Result<(), ColdError> {
+    evict_within(path, PATIENCE)
+}
+
+fn evict_within(path: &Path, patience: Duration) -> Result<(), ColdError> {
     let failed = |source| ColdError::Evict {
         path: path.to_owned(),
         source,
@@ -137,22 +149,24 @@ pub fn evict(path: &Path) -> Result<(), ColdError> {
     let file = File::open(path).map_err(failed)?;
     // Dirty pages cannot be dropped.
     file.sync_all().map_err(failed)?;
-    // A page that is locked or in a CPU's batch for the moment stays: one more try reaches it.
-    let mut resident_pages = 0;
-    for _ in 0..3 {
+    let deadline = Instant::now() + patience;
+    loop {
         fadvise(&file, 0, None, Advice::DontNeed).map_err(|e| failed(e.into()))?;
-        resident_pages = cached_pages(&file).map_err(|source| ColdError::Unknown {
+        let resident_pages = cached_pages(&file).map_err(|source| ColdError::Unknown {
             path: path.to_owned(),
             source,
         })?;
         if resident_pages == 0 {
             return Ok(());
         }
+        if Instant::now() >= deadline {
+            return Err(ColdError::StillCached {
+                path: path.to_owned(),
+                resident_pages,
+            });
+        }
+        thread::sleep(PAUSE);
     }
-    Err(ColdError::StillCached {
-        path: path.to_owned(),
-        resident_pages,
-    })
 }
 
 /// [`evict`] for every file in the snapshot directory `dir`.
@@ -195,17 +209,36 @@ mod tests {
         assert_eq!(cached_pages_by_mincore(file.as_file()).unwrap(), 0);
     }
 
+    /// A mapping that holds the first page of a file of 16.
+    fn holder_of(file: &tempfile::NamedTempFile) -> vm_memory::MmapRegion<()> {
+        let shared = vm_memory::FileOffset::new(file.reopen().unwrap(), 0);
+        let map = vm_memory::MmapRegion::from_file(shared, 16 * 4096).unwrap();
+        // SAFETY: the page is mapped and readable.
+        unsafe { map.as_ptr().read_volatile() };
+        map
+    }
+
     #[test]
     fn a_file_that_another_mapping_holds_is_reported_as_not_cold() {
         let file = file_of_pages(16);
-        let shared = vm_memory::FileOffset::new(file.reopen().unwrap(), 0);
-        let map = vm_memory::MmapRegion::<()>::from_file(shared, 16 * 4096).unwrap();
-        // SAFETY: the page is mapped and readable.
-        unsafe { map.as_ptr().read_volatile() };
+        let _holder = holder_of(&file);
         assert!(matches!(
-            evict(file.path()),
+            evict_within(file.path(), Duration::from_millis(20)),
             Err(ColdError::StillCached { .. })
         ));
+    }
+
+    #[test]
+    fn a_page_that_is_held_for_a_moment_only_is_waited_for() {
+        let file = file_of_pages(16);
+        let holder = holder_of(&file);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::sleep(Duration::from_millis(50));
+                drop(holder);
+            });
+            evict_within(file.path(), Duration::from_secs(60)).unwrap();
+        });
     }
 
     #[test]
