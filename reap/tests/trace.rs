@@ -13,12 +13,23 @@ use std::time::Duration;
 
 use reapvm_reap::trace::{ThreadKind, name_threads};
 use reapvm_reap::{
-    Access, FaultTrace, Outcome, Pager, PagerConfig, PagerHooks, Phase, TraceRecord,
+    Access, FaultTrace, Outcome, Pager, PagerConfig, PagerHooks, PagerStats, Phase, TraceRecord,
 };
 use support::{GuestMemory, PAGE, TestSource, pager, pager_with, phase, shuffled, within_time};
 
 fn trace_of(pager: &Pager) -> FaultTrace {
     pager.fault_trace().unwrap()
+}
+
+/// What the pager has counted and traced, of the same moment. Whoever is woken by another's page goes
+/// on before its own fault is served, so that more may come between the two.
+fn stats_and_trace_of(pager: &Pager) -> (PagerStats, FaultTrace) {
+    loop {
+        let (stats, trace) = (pager.stats(), trace_of(pager));
+        if pager.stats() == stats {
+            return (stats, trace);
+        }
+    }
 }
 
 /// Touches each of `pages` on a thread named `name`, writing if `write`.
@@ -140,8 +151,7 @@ fn faults_of_several_threads_for_one_page_are_all_there_and_queue() {
         })
         .collect();
     within_time(move || threads.into_iter().for_each(|t| t.join().unwrap()));
-    let stats = pager.stats();
-    let trace = trace_of(&pager);
+    let (stats, trace) = stats_and_trace_of(&pager);
     assert_eq!(trace.records.len() as u64, stats.faults);
     let hits = |r: &&TraceRecord| r.outcome == Outcome::Hit;
     let first = |r: &&TraceRecord| r.is_first_touch;
